@@ -1,0 +1,76 @@
+"""The only declaration of a kind of job.
+
+The request body's union, the queues, the worker's registration, the command line and the documentation are made from
+this table. To add a kind: one pair of schemas, one line here, one handler in ``worker/handlers``, one test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydantic import BaseModel
+
+from revln.jobs.schemas import (
+    CaptionInput,
+    CaptionResult,
+    EmbedInput,
+    EmbedResult,
+    IndexInput,
+    IndexResult,
+    SearchInput,
+    SearchResult,
+)
+
+__all__ = ["KINDS", "JobKind", "Priority", "all_queues", "queue_name"]
+
+
+class Priority(StrEnum):
+    """A queue for each: Redis's own priorities starve strictly, so they are not used."""
+
+    INTERACTIVE = "interactive"
+    NORMAL = "normal"
+    BULK = "bulk"
+
+
+@dataclass(frozen=True, slots=True)
+class JobKind:
+    """One kind of job.
+
+    Attributes:
+        chunk_items: items in a chunk, the unit of delivery, lease, retry and progress. Large enough that Celery's
+            2–4 ms a message vanish, small enough that a chunk ends well inside a lease and a crash repeats little.
+        timeout_s: how long one chunk may run before it is given up.
+        max_attempts: how often a chunk is claimed before it is dead.
+        items_field: the input's field that holds what is cut into chunks.
+    """
+
+    name: str
+    input: type[BaseModel]
+    result: type[BaseModel]
+    chunk_items: int
+    timeout_s: float
+    max_attempts: int
+    items_field: str = "items"
+
+
+KINDS: dict[str, JobKind] = {
+    kind.name: kind
+    for kind in (
+        JobKind("embed", EmbedInput, EmbedResult, chunk_items=64, timeout_s=600, max_attempts=5),
+        JobKind("index", IndexInput, IndexResult, chunk_items=64, timeout_s=600, max_attempts=5),
+        JobKind(
+            "search", SearchInput, SearchResult, chunk_items=256, timeout_s=120, max_attempts=5, items_field="queries"
+        ),
+        JobKind("caption", CaptionInput, CaptionResult, chunk_items=16, timeout_s=600, max_attempts=5),
+    )
+}
+
+
+def queue_name(kind: str, priority: str) -> str:
+    return f"{kind}.{priority}"
+
+
+def all_queues() -> list[str]:
+    """Every queue there is, interactive first."""
+    return [queue_name(kind, priority) for priority in Priority for kind in KINDS]

@@ -1,0 +1,295 @@
+"""What a client may send and what it gets back, for each kind.
+
+Everything here is pydantic at the edge of the house: unknown fields are refused, every number has a limit, and the
+same classes make the request body of the API, its documentation and the check that a worker makes of a manifest's lines.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+__all__ = [
+    "CaptionInput",
+    "CaptionResult",
+    "EmbedInput",
+    "EmbedResult",
+    "ImageRef",
+    "IndexInput",
+    "IndexResult",
+    "Item",
+    "ItemsInput",
+    "ManifestRef",
+    "QueryPart",
+    "SearchInput",
+    "SearchResult",
+]
+
+MAX_TEXT_CHARS = 20_000  # about 4,000 words; a text encoder reads a few dozen and says so in its model card
+MAX_INLINE_ITEMS = 10_000  # above that, send a manifest: one request stays under the body limit
+MAX_ID_CHARS = 512
+MAX_K = 1_000
+MAX_QUERIES = 1_000
+MAX_METADATA_KEYS = 64
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="Lower-case hexadecimal SHA-256.")]
+Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS)]
+ItemId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+CollectionName = Annotated[
+    str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="Lower-case letters, digits, '-' and '_'.")
+]
+Metadata = Annotated[dict[str, JsonValue], Field(max_length=MAX_METADATA_KEYS)]
+
+
+class _Strict(BaseModel):
+    """Refuses unknown fields, NaN and the infinities."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class ImageRef(_Strict):
+    """A picture: exactly one of its URL, the SHA-256 of uploaded bytes, or the bytes in base64."""
+
+    url: Annotated[str, Field(max_length=4_096)] | None = None
+    sha256: Sha256 | None = None
+    base64: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [name for name in ("url", "sha256", "base64") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"an image needs exactly one of url, sha256, base64; got {' and '.join(given) or 'none'}")
+        return self
+
+
+class Item(_Strict):
+    """One thing to work on. With both image and text, the vector is the image's and the text is its caption."""
+
+    id: ItemId | None = None
+    image: ImageRef | None = None
+    text: Text | None = None
+    metadata: Metadata = Field(default_factory=dict)
+
+    @field_validator("text")
+    @classmethod
+    def _not_blank(cls, text: str | None) -> str | None:
+        return _refuse_blank(text)
+
+    @model_validator(mode="after")
+    def _some_content(self) -> Self:
+        if self.image is None and self.text is None:
+            raise ValueError("an item needs an image, a text, or both")
+        return self
+
+
+class ManifestRef(_Strict):
+    """An uploaded JSON-lines file of items (`POST /v1/manifests`), for jobs of any length."""
+
+    sha256: Sha256
+
+
+class ItemsInput(_Strict):
+    """Items in the body, or in an uploaded manifest."""
+
+    items: Annotated[list[Item], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None
+    manifest: ManifestRef | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.items is None) == (self.manifest is None):
+            raise ValueError("give either items or manifest, not both and not neither")
+        return self
+
+
+class EmbedInput(ItemsInput):
+    """Turn each item into a unit-norm vector of the model's joint space."""
+
+
+class IndexInput(_Strict):
+    """Change a collection: upsert items (the user's id replaces), or delete by ids."""
+
+    collection: CollectionName
+    operation: Literal["upsert", "delete"] = "upsert"
+    items: Annotated[list[Item], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None
+    manifest: ManifestRef | None = None
+    ids: Annotated[list[ItemId], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None
+
+    @model_validator(mode="after")
+    def _operation_and_source(self) -> Self:
+        given = [name for name in ("items", "manifest", "ids") if getattr(self, name) is not None]
+        wanted = ["ids"] if self.operation == "delete" else ["items", "manifest"]
+        if len(given) != 1 or given[0] not in wanted:
+            raise ValueError(
+                f"{self.operation} needs exactly one of {', '.join(wanted)}; got {', '.join(given) or 'none'}"
+            )
+        return self
+
+
+class QueryPart(_Strict):
+    """One part of a query: a text, an image, the id of an indexed item, or a vector; ``weight`` may be negative."""
+
+    text: Text | None = None
+    image: ImageRef | None = None
+    id: ItemId | None = None
+    vector: Annotated[list[float], Field(min_length=1, max_length=16_384)] | None = None
+    weight: Annotated[float, Field(ge=-100, le=100)] = 1.0
+
+    @field_validator("text")
+    @classmethod
+    def _not_blank(cls, text: str | None) -> str | None:
+        return _refuse_blank(text)
+
+    @field_validator("vector")
+    @classmethod
+    def _finite_and_not_zero(cls, vector: list[float] | None) -> list[float] | None:
+        if vector is None:
+            return None
+        # The norm is taken in double precision: 1e200 squared overflows, and what overflows cannot be normalised.
+        norm = math.hypot(*vector)
+        if not math.isfinite(norm) or norm < 1e-12:
+            raise ValueError(f"a vector needs a finite norm above 1e-12; this one's is {norm}")
+        return vector
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [name for name in ("text", "image", "id", "vector") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"a query part needs exactly one of text, image, id, vector; got {' and '.join(given) or 'none'}"
+            )
+        if self.weight == 0:
+            raise ValueError("a weight of 0 leaves the part out; remove it instead")
+        return self
+
+
+Query = QueryPart | Annotated[list[QueryPart], Field(min_length=1, max_length=32)]
+
+
+class SearchInput(_Strict):
+    """Find the ``k`` nearest items of a collection for each query; scores are cosines in [-1, 1]."""
+
+    collection: CollectionName
+    queries: Annotated[list[Query], Field(min_length=1, max_length=MAX_QUERIES)]
+    k: Annotated[int, Field(ge=1, le=MAX_K)] = 10
+    min_score: Annotated[float, Field(ge=-1, le=1)] | None = None
+
+
+class CaptionInput(ItemsInput):
+    """Describe each image; with a collection, prompted with the captions of its nearest items."""
+
+    collection: CollectionName | None = None
+    neighbors: Annotated[int, Field(ge=1, le=16)] = 4
+    num_beams: Annotated[int, Field(ge=1, le=16)] = 3
+    num_captions: Annotated[int, Field(ge=1, le=16)] = 1
+    max_new_tokens: Annotated[int, Field(ge=1, le=64)] = 24
+    temperature: Annotated[float, Field(ge=0, le=5)] = 0.0
+    prompt: Annotated[str, Field(max_length=200)] = ""
+
+    @model_validator(mode="after")
+    def _possible_search(self) -> Self:
+        if self.temperature == 0 and self.num_captions > self.num_beams:
+            raise ValueError(
+                f"beam search with num_beams={self.num_beams} gives at most {self.num_beams} captions, not "
+                f"{self.num_captions}: raise num_beams, or set a temperature to sample"
+            )
+        if self.items is not None:
+            for position, item in enumerate(self.items):
+                if item.image is None:
+                    raise ValueError(f"items/{position} has no image; only images can be captioned")
+        return self
+
+
+def _refuse_blank(text: str | None) -> str | None:
+    if text is not None and not text.strip():
+        raise ValueError("a text needs at least one character that is not white space")
+    return text
+
+
+# --- results -----------------------------------------------------------------------------------------------------
+
+
+class ItemFailure(BaseModel):
+    """Why one item could not be done; ``code`` is stable."""
+
+    code: str
+    detail: str
+    retryable: bool = False
+
+
+class _ItemResult(BaseModel):
+    index: int = Field(description="The item's place in the order in which it was given, from 0.")
+    id: str | None = None
+    error: ItemFailure | None = None
+
+
+class EmbedItemResult(_ItemResult):
+    embedding: list[float] | None = None
+
+
+class EmbedResult(BaseModel):
+    items: list[EmbedItemResult]
+    total: int
+    dim: int
+    model: str
+    model_fingerprint: str
+
+
+class IndexItemResult(_ItemResult):
+    seq: int | None = Field(None, description="The row of the collection's log that carries this change.")
+
+
+class IndexResult(BaseModel):
+    items: list[IndexItemResult]
+    total: int
+    collection: str
+    head_seq: int
+
+
+class ImageHandle(BaseModel):
+    sha256: str
+
+
+class Hit(BaseModel):
+    id: str
+    score: float
+    text: str | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    image: ImageHandle | None = None
+
+
+class QueryResult(BaseModel):
+    query: int
+    hits: list[Hit] | None = None
+    error: ItemFailure | None = None
+
+
+class SearchResult(BaseModel):
+    results: list[QueryResult]
+    total: int
+    collection: str
+    seq: int
+
+
+class CaptionText(BaseModel):
+    text: str
+    log_prob: float
+
+
+class EvidenceText(BaseModel):
+    id: str
+    text: str
+    score: float
+
+
+class CaptionItemResult(_ItemResult):
+    captions: list[CaptionText] | None = None
+    evidence: list[EvidenceText] | None = None
+
+
+class CaptionResult(BaseModel):
+    items: list[CaptionItemResult]
+    total: int
+    model: str
+    model_fingerprint: str

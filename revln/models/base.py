@@ -1,0 +1,117 @@
+"""What a model is to the rest of revln: three steps, so that the processor works while the accelerator does.
+
+``prepare`` turns one item into tensors and runs in many threads. ``forward`` runs one batch and is only ever called by
+the batcher's one thread per model. ``finish`` turns one raw output into a result, again in the caller's thread.
+
+This module imports neither torch nor transformers, so that the API can read a model's description.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol, runtime_checkable
+
+from PIL import Image
+
+__all__ = ["Caption", "CaptionOptions", "CaptionRequest", "Evidence", "Model", "ModelInfo", "Operation"]
+
+
+class Operation(StrEnum):
+    """What a model can be asked to do with one item."""
+
+    EMBED_IMAGE = "embed_image"  # PIL RGB image → (D,) float32, unit L2 norm
+    EMBED_TEXT = "embed_text"  # str → (D,) float32, unit L2 norm
+    CAPTION = "caption"  # CaptionRequest → tuple[Caption, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model as `GET /v1/models` shows it.
+
+    ``fingerprint`` covers family, weights and preprocessing: two vectors may be compared only if theirs are equal.
+    """
+
+    name: str
+    family: str
+    operations: tuple[Operation, ...]
+    dim: int | None  # of the joint space; None for a captioner without one
+    fingerprint: str
+    image_size: int  # pixels on the shorter side that `prepare` needs; lets JPEGs be decoded at reduced size
+    parameters: int | None = None
+    license: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionOptions:
+    """How to decode. Requests merge into one forward pass only if their options are equal."""
+
+    num_beams: int = 3
+    num_captions: int = 1  # at most num_beams unless temperature > 0
+    max_new_tokens: int = 24
+    temperature: float = 0.0  # 0: beam search (or greedy at one beam); above: nucleus sampling, top-p 0.9
+    length_penalty: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A retrieved caption that the decoder is prompted with; ``score`` is a cosine in [-1, 1]."""
+
+    id: str
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionRequest:
+    """One picture to be captioned. ``evidence`` is best first; ``prompt`` is a prefix that the caption continues."""
+
+    image: Image.Image
+    evidence: tuple[Evidence, ...] = ()
+    prompt: str = ""
+    options: CaptionOptions = field(default_factory=CaptionOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """``log_prob`` is the sum of the natural log-probabilities of the generated tokens, end token included."""
+
+    text: str
+    log_prob: float
+
+
+@runtime_checkable
+class Model(Protocol):
+    """One loaded model. Everything but ``forward`` is thread-safe."""
+
+    info: ModelInfo
+    device: str
+    dtype: str
+
+    def prepare(self, operation: Operation, item: Any) -> Any:
+        """Turn one item into tensors on the CPU.
+
+        Raises:
+            ItemError: this item cannot be read by this model (an empty text, say).
+        """
+        ...
+
+    def merge_key(self, operation: Operation, prepared: Any) -> Hashable:
+        """Prepared items may share a forward pass only if their keys are equal (a caption's options, say)."""
+        ...
+
+    def forward(self, operation: Operation, batch: Sequence[Any]) -> Sequence[Any]:
+        """Run one batch; one raw output for each prepared item, in order.
+
+        A batch's result equals the single one's (cosine ≥ 0.9999 for vectors, the same tokens for captions).
+        """
+        ...
+
+    def finish(self, operation: Operation, raw: Any) -> Any:
+        """Turn one raw output into the operation's result: a numpy vector, or captions best first."""
+        ...
+
+    def max_batch(self, operation: Operation) -> int:
+        """The largest batch worth running on this device; the batcher halves it when memory runs out."""
+        ...

@@ -1,0 +1,189 @@
+"""Every setting of revln, built once at each entry point and passed on.
+
+A setting is read from ``REVLN_<NAME>``. An unknown ``REVLN_*`` name or a wrong value stops start-up. Secrets are masked
+in ``repr``. ``docs/settings.md`` has a row for each; a test holds that.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+
+from revln.errors import SettingsError
+
+__all__ = ["ENV_PREFIX", "ModelSettings", "Settings"]
+
+ENV_PREFIX = "REVLN_"
+
+
+class ModelSettings(BaseModel):
+    """Where one named model comes from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    family: str = "revln"
+    source: str
+
+
+class Settings(BaseModel):
+    """One frozen object; see ``docs/settings.md``. The descriptions here are that page's rows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Where things are
+    data_dir: Path = Field(Path("revln-data"), description="Folder for whatever has no place of its own below.")
+    database_url: SecretStr = Field(
+        SecretStr(""),
+        description="SQLAlchemy URL. Empty: SQLite in the data folder. PostgreSQL: postgresql+psycopg://…",
+    )
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"), description="The broker: redis://, rediss:// or redis+socket:///path."
+    )
+    blob_url: str = Field(
+        "", description="Where bytes are kept: file:///…, s3://bucket/prefix. Empty: the data folder."
+    )
+
+    # The API
+    api_host: str = Field("127.0.0.1", description="Address the API listens on. Off loopback an API key is demanded.")
+    api_port: int = Field(8000, ge=0, le=65535, description="Port of the API.")
+    api_key: SecretStr = Field(SecretStr(""), description="Bearer key that every call but /healthz must carry.")
+    api_threads: int = Field(32, ge=1, le=1024, description="Threads for the API's database work; waiting takes none.")
+    public_url: str = Field("", description="Prefix of the links in answers. Empty: they are relative.")
+    max_body_bytes: int = Field(25 * 2**20, ge=1024, description="Largest request body; larger answers 413.")
+    max_manifest_bytes: int = Field(4 * 2**30, ge=1024, description="Largest manifest upload.")
+    max_job_items: int = Field(1_000_000, ge=1, description="Most items in one job; above that, submit several.")
+    max_queued_items: int = Field(
+        20_000_000, ge=1, description="Most items waiting in all; above that a submission answers 429 with Retry-After."
+    )
+    max_wait_s: float = Field(60.0, ge=0, le=600, description="Longest `Prefer: wait=N` or `?wait=N` honoured.")
+
+    # Pictures and URLs
+    max_image_pixels: int = Field(40_000_000, ge=1, description="Largest picture decoded, in pixels.")
+    fetch_urls: bool = Field(False, description="Whether workers fetch image URLs. Off: such items fail, saying so.")
+    fetch_timeout_s: float = Field(10.0, gt=0, le=600, description="Longest fetch of one URL, in all.")
+    fetch_max_bytes: int = Field(25 * 2**20, ge=1024, description="Most bytes read from one URL.")
+    fetch_private_addresses: bool = Field(
+        False, description="Whether a URL may lead to a private or loopback address. On only in a closed network."
+    )
+
+    # Models
+    models: dict[str, ModelSettings] = Field(
+        default_factory=dict, description='JSON, name → {"family", "source"}. revln-tiny is always there.'
+    )
+    default_model: str = Field("revln-tiny", description="The model of a job that names none.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models run. auto: cuda if it works.")
+    torch_threads: int = Field(0, ge=0, le=256, description="Processor threads of one forward pass. 0: all cores.")
+
+    # Workers
+    queues: str = Field("", description="Comma-separated queues of a worker (embed.bulk, search.*). Empty: all.")
+    concurrency: int = Field(8, ge=1, le=256, description="Chunks that one worker runs at once, each in a thread.")
+    prepare_threads: int = Field(0, ge=0, le=256, description="Threads that decode pictures. 0: one for each core.")
+    batch_max: int = Field(0, ge=0, le=4096, description="Largest batch. 0: what the model says for its device.")
+    batch_wait_ms: float = Field(4.0, ge=0, le=1000, description="How long a batch waits to be filled.")
+    lease_s: float = Field(30.0, ge=1, description="How long a chunk stays a worker's without a heartbeat.")
+    heartbeat_s: float = Field(10.0, gt=0, description="How often leases are renewed; under a third of lease_s.")
+    stall_s: float = Field(300.0, gt=0, description="A chunk without progress for this long loses its lease.")
+    max_crashes: int = Field(3, ge=1, description="How often a chunk may kill its worker before it is dead.")
+    shutdown_grace_s: float = Field(25.0, gt=0, description="From SIGTERM to handing running chunks back.")
+    visibility_timeout_s: int = Field(
+        21_600, ge=60, description="When Redis delivers an unacknowledged message again; more than any chunk's timeout."
+    )
+
+    # The sweeper
+    sweep_s: float = Field(2.0, gt=0, description="How often lost leases, unpublished chunks and ends are looked for.")
+    republish_s: float = Field(
+        5.0, gt=0, description="A published chunk that nobody claimed is published again after this."
+    )
+    publish_window: int = Field(256, ge=1, description="Most chunks of one queue on Redis at once.")
+    retention_s: float = Field(7 * 86_400, ge=1, description="How long a finished job and its result are kept.")
+
+    # Flower and logs
+    flower_host: str = Field("127.0.0.1", description="Address of Flower.")
+    flower_port: int = Field(5555, ge=0, le=65535, description="Port of Flower.")
+    flower_basic_auth: SecretStr = Field(SecretStr(""), description="user:password for Flower; demanded off loopback.")
+    flower_url: str = Field("", description="Flower's address as a browser sees it, for a job's `urls.flower`.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _json(cls, value: Any) -> Any:
+        return json.loads(value or "{}") if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.heartbeat_s * 3 > self.lease_s:
+            raise ValueError(
+                f"heartbeat_s={self.heartbeat_s:g} must be at most a third of lease_s={self.lease_s:g}: two heartbeats "
+                "may be lost before a lease is"
+            )
+        if self.stall_s <= self.lease_s:
+            raise ValueError(f"stall_s={self.stall_s:g} must exceed lease_s={self.lease_s:g}")
+        return self
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None, **overrides: Any) -> Self:
+        """Read the environment once.
+
+        Raises:
+            SettingsError: an unknown REVLN_* name (with the nearest known one) or a wrong value.
+        """
+        env = os.environ if env is None else env
+        values: dict[str, Any] = {}
+        for name, value in env.items():
+            if not name.startswith(ENV_PREFIX):
+                continue
+            field = name.removeprefix(ENV_PREFIX).lower()
+            if field not in cls.model_fields:
+                near = difflib.get_close_matches(field, cls.model_fields, n=1)
+                hint = f" Did you mean {ENV_PREFIX}{near[0].upper()}?" if near else " See docs/settings.md."
+                raise SettingsError(f"{name} is not a setting of revln.{hint}")
+            values[field] = value
+        values.update({name: value for name, value in overrides.items() if value is not None})
+        try:
+            return cls(**values)
+        except ValidationError as err:
+            # Never the value itself: it may be a secret.
+            wrong = "; ".join(f"{_env_name(error['loc'])}: {error['msg']}" for error in err.errors())
+            raise SettingsError(f"{wrong}. See docs/settings.md.") from None
+
+    def to_env(self) -> dict[str, str]:
+        """The environment that makes a child process see these very settings."""
+        env: dict[str, str] = {}
+        for name, value in self.model_dump(mode="python").items():
+            if name == "models":
+                text = json.dumps(value)
+            elif isinstance(value, SecretStr):
+                text = value.get_secret_value()
+            else:
+                text = str(value)
+            env[ENV_PREFIX + name.upper()] = text
+        return env
+
+    # The places that follow from the data folder, unless they were named.
+
+    @property
+    def resolved_database_url(self) -> str:
+        given = self.database_url.get_secret_value()
+        return given or f"sqlite:///{self.data_dir.resolve() / 'revln.db'}"
+
+    @property
+    def resolved_blob_url(self) -> str:
+        return self.blob_url or f"file://{self.data_dir.resolve() / 'blobs'}"
+
+    @property
+    def resolved_redis_url(self) -> str:
+        return self.redis_url.get_secret_value()
+
+    @property
+    def cores(self) -> int:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _env_name(location: tuple[int | str, ...]) -> str:
+    return ENV_PREFIX + str(location[0]).upper() if location else "settings"
