@@ -1,7 +1,8 @@
 """What a client may send and what it gets back, for each kind.
 
 Everything here is pydantic at the edge of the house: unknown fields are refused, every number has a limit, and the
-same classes make the request body of the API, its documentation and the check that a worker makes of a manifest's lines.
+same classes make the request body of the API, its documentation and the check that a worker makes of each line of a
+manifest.
 """
 
 from __future__ import annotations

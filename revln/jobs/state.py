@@ -1,7 +1,7 @@
 """The life of a job and of a chunk, as pure functions: no clock, no database.
 
-    job    queued → running → succeeded | failed | canceled | expired        (retry: failed/succeeded/canceled/expired → queued)
-    chunk  queued → running → succeeded | dead | canceled | expired          (hand-back, lost lease: running → queued)
+    job    queued → running → succeeded | failed | canceled | expired     retry: any end → queued | running
+    chunk  queued → running → succeeded | dead | canceled | expired       hand-back, lost lease: running → queued
 
 A job's status is derived from its chunks' counts, so the two can never disagree.
 """
@@ -54,7 +54,8 @@ _ENDS = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED, Jo
 JOB_TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.QUEUED: frozenset({JobStatus.RUNNING}) | _ENDS,
     JobStatus.RUNNING: _ENDS,
-    **{end: frozenset({JobStatus.QUEUED}) for end in _ENDS},
+    # A retry: running at once if some of its chunks stay done.
+    **{end: frozenset({JobStatus.QUEUED, JobStatus.RUNNING}) for end in _ENDS},
 }
 
 CHUNK_TRANSITIONS: dict[ChunkState, frozenset[ChunkState]] = {

@@ -1,0 +1,122 @@
+"""The database as the rest of revln sees it: ``read()`` and ``write()`` transactions on SQLite or PostgreSQL.
+
+SQLite runs in WAL mode. A write transaction begins with BEGIN IMMEDIATE: one that began as a reader and then wrote
+would fail with "database is locked" at once, whatever the busy timeout is.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Double, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from revln.errors import SettingsError, Unavailable
+
+__all__ = ["Database", "db_now"]
+
+BUSY_TIMEOUT_S = 30.0
+POOL_SIZE = 10
+POOL_OVERFLOW = 40  # the API's threads and a worker's chunks may all want one at once
+_WRITE = "revln_write"
+
+
+class db_now(FunctionElement[float]):
+    """Now by the database's clock, in seconds since 1970. Workers' clocks differ; leases are judged by this one."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(db_now, "sqlite")
+def _sqlite_now(*_: Any, **__: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(db_now, "postgresql")
+def _postgresql_now(*_: Any, **__: Any) -> str:
+    # Not now(): that is the transaction's start, and a transaction may have waited for a lock.
+    return "(extract(epoch from clock_timestamp())::double precision)"
+
+
+class Database:
+    """One engine for a process. Make it after any fork."""
+
+    def __init__(self, url: str) -> None:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+        if backend not in ("sqlite", "postgresql"):
+            raise SettingsError(f"REVLN_DATABASE_URL names {backend!r}; revln runs on sqlite and postgresql.")
+        self.is_sqlite = backend == "sqlite"
+        options: dict[str, Any] = {
+            "pool_size": POOL_SIZE,
+            "max_overflow": POOL_OVERFLOW,
+            "pool_timeout": BUSY_TIMEOUT_S,
+        }
+        if self.is_sqlite:
+            options["connect_args"] = {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
+        else:
+            options["pool_pre_ping"] = True
+            options["connect_args"] = {"connect_timeout": 5}
+        self.engine: Engine = create_engine(parsed, **options)
+        if self.is_sqlite:
+            event.listen(self.engine, "connect", _configure_sqlite)
+            event.listen(self.engine, "begin", _begin_sqlite)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        with self._transaction({}) as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that may write; commits at the end of the block, rolls back on any exception."""
+        with self._transaction({_WRITE: True}) as connection:
+            yield connection
+
+    @contextmanager
+    def _transaction(self, options: dict[str, Any]) -> Iterator[Connection]:
+        try:
+            with self.engine.connect().execution_options(**options) as connection, connection.begin():
+                yield connection
+        except (OperationalError, InterfaceError, PoolTimeout) as err:
+            raise Unavailable(f"The database does not answer: {_first_line(err)}. Try again.") from err
+        except DBAPIError as err:
+            if not err.connection_invalidated:
+                raise
+            raise Unavailable("The database closed the connection. Try again.") from err
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _: Any) -> None:
+    connection.isolation_level = None  # the driver's own BEGIN is always deferred; ours is below
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",  # accepted means committed, and committed means on the disk
+        "foreign_keys=ON",
+        f"busy_timeout={int(BUSY_TIMEOUT_S * 1000)}",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    write = connection.get_execution_options().get(_WRITE)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _first_line(err: Exception) -> str:
+    return str(getattr(err, "orig", None) or err).strip().splitlines()[0][:200]

@@ -1,0 +1,223 @@
+"""Every table. Times are seconds since 1970 as float64, by the database's clock.
+
+The counters of ``jobs`` (items and chunks) repeat what ``chunks`` says, so that a job can be read without counting a
+million rows; whoever changes a chunk changes them in the same transaction (`revln.db.chunks`).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+__all__ = [
+    "chunks",
+    "collections",
+    "embeddings",
+    "events",
+    "images",
+    "items",
+    "jobs",
+    "metadata",
+    "results",
+    "vectors",
+    "workers",
+]
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+_Id = String(36)
+_Sha256 = String(64)
+
+
+def _count(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, server_default=text("0"))
+
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("priority", String(16), nullable=False),
+    Column("model", String(128)),
+    Column("model_fingerprint", String(128)),
+    Column("collection", String(64)),
+    Column("tag", String(256)),
+    Column("input", _Json, nullable=False),  # everything but the items, which the chunks carry
+    Column("metadata", _Json, nullable=False),
+    _count("total"),
+    _count("succeeded"),
+    _count("failed"),
+    _count("chunks_queued"),
+    _count("chunks_running"),
+    _count("chunks_succeeded"),
+    _count("chunks_dead"),
+    _count("chunks_canceled"),
+    _count("chunks_expired"),
+    _count("version"),  # raised by every change a client can see: the ETag
+    Column("error", _Json),
+    Column("idempotency_key", String(255)),
+    Column("request_sha256", _Sha256),
+    Column("created_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("finished_at", Double),
+    Column("cancel_requested_at", Double),
+    Column("deadline_at", Double),
+    Column("retention_s", Double, nullable=False),
+    Column("expires_at", Double),
+    Index("uq_jobs_idempotency_key", "idempotency_key", unique=True),
+    Index("ix_jobs_created_at_id", "created_at", "id"),
+    Index("ix_jobs_status_deadline_at", "status", "deadline_at"),
+    Index("ix_jobs_expires_at", "expires_at"),
+)
+
+chunks = Table(
+    "chunks",
+    metadata,
+    Column("job_id", _Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("queue", String(64), nullable=False),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),  # the fencing token
+    Column("max_attempts", Integer, nullable=False),
+    Column("crash_count", Integer, nullable=False, server_default=text("0")),
+    Column("lease_until", Double),
+    Column("worker", String(128)),
+    Column("run_at", Double, nullable=False),
+    Column("published_at", Double),
+    Column("first_index", BigInteger, nullable=False),
+    Column("n_items", Integer, nullable=False),
+    Column("items", _Json),  # inline items; else a byte range of the job's manifest
+    Column("source_offset", BigInteger),
+    Column("source_length", BigInteger),
+    _count("succeeded"),
+    _count("failed"),
+    Column("error", _Json),
+    Column("started_at", Double),
+    Column("finished_at", Double),
+    Index("ix_chunks_state_queue_run_at", "state", "queue", "run_at"),
+    Index("ix_chunks_state_lease_until", "state", "lease_until"),
+    Index("ix_chunks_finished_at", "finished_at"),
+)
+
+results = Table(
+    "results",
+    metadata,
+    Column("job_id", _Id, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("first_index", BigInteger, nullable=False),
+    Column("n_items", Integer, nullable=False),
+    Column("items", _Json, nullable=False),
+    Column("vectors", LargeBinary),  # (items with a vector, D) float32, little-endian, in the items' order
+    ForeignKeyConstraint(["job_id", "number"], ["chunks.job_id", "chunks.number"], ondelete="CASCADE"),
+    Index("ix_results_job_id_first_index", "job_id", "first_index"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("job_id", _Id, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("type", String(32), nullable=False),
+    Column("data", _Json, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Index("ix_events_job_id_id", "job_id", "id"),
+)
+
+images = Table(
+    "images",
+    metadata,
+    Column("sha256", _Sha256, primary_key=True),
+    Column("media_type", String(64), nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+embeddings = Table(
+    "embeddings",
+    metadata,
+    Column("fingerprint", String(128), primary_key=True),
+    Column("content_key", String(80), primary_key=True),
+    Column("vector", LargeBinary, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+collections = Table(
+    "collections",
+    metadata,
+    Column("id", _Id, primary_key=True),  # a collection made again under an old name is another collection
+    Column("name", String(64), nullable=False),
+    Column("model", String(128), nullable=False),
+    Column("model_fingerprint", String(128), nullable=False),
+    Column("dim", Integer, nullable=False),
+    _count("head_seq"),
+    _count("count"),
+    Column("metadata", _Json, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Index("uq_collections_name", "name", unique=True),
+)
+
+vectors = Table(
+    "vectors",
+    metadata,
+    Column("collection_id", _Id, ForeignKey("collections.id", ondelete="CASCADE"), primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("op", String(8), nullable=False),  # upsert | delete
+    Column("item_id", String(512), nullable=False),
+    Column("replaces_seq", BigInteger),  # the row that this one makes void, so that replay needs no map of ids
+    Column("content_key", String(80)),
+    Column("vector", LargeBinary),  # (D,) float32, little-endian, unit norm
+    Column("text", Text),
+    Column("metadata", _Json),
+    Column("image_sha256", _Sha256),
+    Column("created_at", Double, nullable=False),
+)
+
+items = Table(
+    "items",
+    metadata,
+    Column("collection_id", _Id, ForeignKey("collections.id", ondelete="CASCADE"), primary_key=True),
+    Column("item_id", String(512), primary_key=True),
+    Column("seq", BigInteger, nullable=False),  # the live row of the log
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", String(128), primary_key=True),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("queues", _Json, nullable=False),
+    Column("device", String(32), nullable=False),
+    Column("models", _Json, nullable=False),  # the loaded ones
+    Column("started_at", Double, nullable=False),
+    Column("heartbeat_at", Double, nullable=False),
+)
