@@ -1,0 +1,230 @@
+"""Functions that make pictures in memory, good ones and hostile ones, so that no binary file is committed."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+__all__ = [
+    "animated_gif",
+    "bmp",
+    "bomb_png",
+    "cmyk_jpeg",
+    "exif",
+    "gif",
+    "gray16_png",
+    "html",
+    "jpeg",
+    "many_scans_jpeg",
+    "mode_png",
+    "not_an_image",
+    "one_pixel_png",
+    "palette_png",
+    "png",
+    "png_chunk",
+    "png_of_size",
+    "polyglot",
+    "progressive_jpeg",
+    "quadrants",
+    "rle_bmp",
+    "rotated_jpeg",
+    "strip_png",
+    "svg",
+    "tiff",
+    "transparent_png",
+    "truncated_jpeg",
+    "webp",
+    "webp_of_size",
+]
+
+RED, GREEN, BLUE, YELLOW = (220, 20, 20), (20, 200, 20), (20, 20, 220), (230, 220, 20)
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    """RGB, smooth enough that a JPEG of it stays close."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (max(1, height // 16 + 1), max(1, width // 16 + 1), 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)
+
+
+def quadrants(width: int = 64, height: int = 48) -> Image.Image:
+    """Red top left, green top right, blue bottom left, yellow bottom right: shows any turn or flip."""
+    image = Image.new("RGB", (width, height), RED)
+    image.paste(GREEN, (width // 2, 0, width, height // 2))
+    image.paste(BLUE, (0, height // 2, width // 2, height))
+    image.paste(YELLOW, (width // 2, height // 2, width, height))
+    return image
+
+
+def saved(image: Image.Image, format_: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format_, **options)
+    return out.getvalue()
+
+
+def jpeg(width: int = 64, height: int = 48, seed: int = 0) -> bytes:
+    return saved(noise(width, height, seed), "JPEG", quality=90)
+
+
+def progressive_jpeg(width: int = 64, height: int = 48, seed: int = 0) -> bytes:
+    return saved(noise(width, height, seed), "JPEG", progressive=True)
+
+
+def png(width: int = 64, height: int = 48, seed: int = 0) -> bytes:
+    return saved(noise(width, height, seed), "PNG")
+
+
+def webp(width: int = 64, height: int = 48, seed: int = 0) -> bytes:
+    return saved(noise(width, height, seed), "WEBP")
+
+
+def bmp(width: int = 64, height: int = 48, seed: int = 0) -> bytes:
+    return saved(noise(width, height, seed), "BMP")
+
+
+def gif(width: int = 64, height: int = 48, seed: int = 0) -> bytes:
+    return saved(noise(width, height, seed), "GIF")
+
+
+def tiff(width: int = 64, height: int = 48, seed: int = 0) -> bytes:
+    return saved(noise(width, height, seed), "TIFF")
+
+
+def exif(orientation: int, order: str = ">") -> bytes:
+    """An EXIF block with an orientation and a description, in either byte order."""
+    head = (b"MM\0*" if order == ">" else b"II*\0") + struct.pack(order + "I", 8)
+    about = b"a holiday at 52.5N 13.4E\0"
+    entries = struct.pack(order + "HHII", 0x010E, 2, len(about), 38) + struct.pack(
+        order + "HHIHH", 0x0112, 3, 1, orientation, 0
+    )
+    return b"Exif\0\0" + head + struct.pack(order + "H", 2) + entries + struct.pack(order + "I", 0) + about
+
+
+def rotated_jpeg(orientation: int = 6, width: int = 64, height: int = 48, order: str = ">") -> bytes:
+    """Stored so that a viewer who follows the orientation sees `quadrants(width, height)`."""
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    image = quadrants(width, height)
+    if orientation in undo:
+        image = image.transpose(undo[orientation])
+    return saved(image, "JPEG", quality=95, exif=exif(orientation, order))
+
+
+def cmyk_jpeg(width: int = 64, height: int = 48) -> bytes:
+    return saved(quadrants(width, height).convert("CMYK"), "JPEG", quality=95)
+
+
+def gray16_png(width: int = 256, height: int = 4) -> bytes:
+    """A ramp from 0 to 65,535, left to right."""
+    ramp = np.linspace(0, 65_535, width).round().astype(np.uint16)
+    return saved(Image.fromarray(np.tile(ramp, (height, 1))), "PNG")
+
+
+def transparent_png(width: int = 64, height: int = 48) -> bytes:
+    """Red; the left half fully transparent."""
+    image = Image.new("RGBA", (width, height), (*RED, 255))
+    image.paste((*RED, 0), (0, 0, width // 2, height))
+    return saved(image, "PNG")
+
+
+def palette_png(width: int = 64, height: int = 48) -> bytes:
+    """Quadrants with a palette; red is transparent (one alpha byte for each colour, not only an index)."""
+    image = quadrants(width, height).convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
+    red = image.getpixel((0, 0))
+    return saved(image, "PNG", transparency=bytes(0 if index == red else 255 for index in range(4)))
+
+
+def mode_png(mode: str, width: int = 32, height: int = 24) -> bytes:
+    """A PNG in any of the modes that PNG can hold: 1, L, LA, P, RGB, RGBA, I;16."""
+    if mode == "I;16":
+        return gray16_png(width, height)
+    return saved(quadrants(width, height).convert(mode), "PNG")
+
+
+def animated_gif(width: int = 64, height: int = 48) -> bytes:
+    """Three frames: red, green, blue."""
+    frames = [Image.new("RGB", (width, height), colour) for colour in (RED, GREEN, BLUE)]
+    return saved(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=100)
+
+
+def one_pixel_png() -> bytes:
+    return saved(Image.new("RGB", (1, 1), RED), "PNG")
+
+
+def truncated_jpeg(keep: float = 0.6) -> bytes:
+    data = jpeg(320, 240)
+    return data[: int(len(data) * keep)]
+
+
+def png_chunk(kind: bytes, payload: bytes) -> bytes:
+    return struct.pack(">I", len(payload)) + kind + payload + struct.pack(">I", zlib.crc32(kind + payload))
+
+
+def png_of_size(width: int, height: int, extra: bytes = b"") -> bytes:
+    """A whole 1-bit grey PNG that is small however large it says it is; ``extra`` chunks stand before the pixels."""
+    squeeze = zlib.compressobj(9)
+    row = b"\0" * (1 + (width + 7) // 8)
+    rows = b"".join(squeeze.compress(row) for _ in range(height)) + squeeze.flush()
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + extra + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b"")
+
+
+def bomb_png() -> bytes:
+    """About 20 kB that would unpack to 144 million pixels."""
+    return png_of_size(12_000, 12_000)
+
+
+def strip_png() -> bytes:
+    """1 × 65,000."""
+    return png_of_size(1, 65_000)
+
+
+def webp_of_size(width: int, height: int) -> bytes:
+    """Only a header, which says that the canvas is this large (up to 2^24 a side)."""
+    body = b"\0\0\0\0" + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    chunks = b"WEBPVP8X" + struct.pack("<I", len(body)) + body
+    return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+
+
+def many_scans_jpeg(scans: int = 200) -> bytes:
+    """A progressive JPEG whose last scan is repeated: each repetition costs a pass over the whole picture."""
+    data = saved(Image.new("L", (64, 64), 128), "JPEG", progressive=True)
+    last = data[data.rfind(b"\xff\xc4") : -2]
+    return data[:-2] + last * scans + b"\xff\xd9"
+
+
+def rle_bmp(width: int = 16, height: int = 16) -> bytes:
+    """A run-length encoded BMP, which Pillow unpacks one pixel at a time, in Python."""
+    palette = b"".join(bytes((index, 0, 255 - index, 0)) for index in range(256))
+    pixels = (bytes((width, 7)) + b"\0\0") * height + b"\0\1"
+    offset = 14 + 40 + len(palette)
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(pixels), 2835, 2835, 256, 0)
+    return b"BM" + struct.pack("<IHHI", offset + len(pixels), 0, 0, offset) + info + palette + pixels
+
+
+def svg() -> bytes:
+    return b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>alert(1)</script></svg>'
+
+
+def html() -> bytes:
+    return b"\n<!DOCTYPE html><html><body>404 not found</body></html>"
+
+
+def polyglot() -> bytes:
+    """A good JPEG with a page and a ZIP archive behind it."""
+    return jpeg() + b"<html><script>alert(1)</script></html>" + b"PK\x05\x06" + b"\0" * 18
+
+
+def not_an_image() -> bytes:
+    return bytes(np.random.default_rng(7).integers(0, 256, 4096, dtype=np.uint8))
