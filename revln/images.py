@@ -47,8 +47,8 @@ _THUMBNAIL_QUALITY = 82
 _THUMBNAIL_TALLEST = 4  # heights; a page-long screenshot would otherwise make a 2048 × 200,000 thumbnail
 
 _WHITE = (255, 255, 255)
-# A progressive JPEG has about ten scans. Each is a pass over every block: 82 bytes cost 21 ms at 36 megapixels, measured,
-# and 25 MB hold 300,000 of them.
+# A progressive JPEG has about ten scans. Each is a pass over every block: 82 bytes cost 21 ms at 36 megapixels
+# (measured), and 25 MB hold 300,000 of them.
 _SCANS_MAX = 64
 _SEGMENTS_MAX = 10_000  # profiles and depth maps take hundreds, of 64 KiB each
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # those that begin a segment, and the end of the picture
