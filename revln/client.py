@@ -1,0 +1,229 @@
+"""A small client of revln's HTTP API.
+
+    with RevlnClient("http://127.0.0.1:8000") as client:
+        job = client.submit("embed", {"items": [{"text": "a dog in the snow"}]})
+        job = client.wait(job["id"])
+        vectors = client.result(job["id"])["items"]
+
+Every call that is safe to repeat is repeated when the connection fails or the server is busy; a submission carries an
+Idempotency-Key, so that a repeated one is the same job. Errors are those of ``revln.errors``, found by their ``code``.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from revln import errors
+from revln.client_wire import Event, error_of, list_of, retry_after_s, sse_events
+
+__all__ = ["Event", "Job", "RevlnClient"]
+
+Job = dict[str, Any]
+
+BUSY = frozenset({429, 502, 503, 504})
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 10.0
+LONG_POLL_S = 20.0  # under the idle timeouts of common proxies
+ANSWER_MARGIN_S = 30.0  # a server that holds a call for N seconds is given N and this
+
+
+class RevlnClient:
+    """Synchronous; may be shared by threads.
+
+    Args:
+        url: where the API listens.
+        api_key: sent as a bearer token.
+        retry_for_s: how long a failing connection or a busy server is tried again, for one call.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None, *, retry_for_s: float = 60.0) -> None:
+        self.url = url.rstrip("/")
+        self._retry_for_s = retry_for_s
+        # A proxy named in the environment cannot reach our own machine.
+        local = urlsplit(self.url).hostname in ("127.0.0.1", "::1", "localhost")
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx.Timeout(ANSWER_MARGIN_S, connect=5.0),
+            trust_env=not local,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # Jobs
+
+    def submit(
+        self,
+        kind: str,
+        input: Mapping[str, Any],
+        *,
+        wait_s: float = 0.0,
+        idempotency_key: str | None = None,
+        **options: Any,
+    ) -> Job:
+        """Hand in a job; ``options`` are the body's other fields (model, priority, metadata, …).
+
+        With ``wait_s`` the answer is held for that long and carries ``result`` if the job was done by then.
+        """
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        if wait_s:
+            headers["Prefer"] = f"wait={wait_s:g}"
+        body = {"kind": kind, "input": input, **{name: value for name, value in options.items() if value is not None}}
+        return self._json("POST", "/v1/jobs", json=body, headers=headers, held_s=wait_s)
+
+    def job(self, job_id: str, *, wait_s: float = 0.0) -> Job:
+        """The job as it is now, or as it is after ``wait_s`` seconds or a change, whichever comes first."""
+        params = {"wait": f"{wait_s:g}"} if wait_s else None
+        return self._json("GET", f"/v1/jobs/{quote(job_id)}", params=params, held_s=wait_s)
+
+    def wait(self, job_id: str, timeout_s: float | None = None, on_update: Callable[[Job], None] | None = None) -> Job:
+        """Long-poll until the job is done, whichever way it ended.
+
+        Raises:
+            TimeoutError: it was not done within ``timeout_s``.
+        """
+        deadline = time.monotonic() + timeout_s if timeout_s is not None else None
+        while True:
+            left_s = LONG_POLL_S if deadline is None else min(LONG_POLL_S, deadline - time.monotonic())
+            job = self.job(job_id, wait_s=max(left_s, 0.0))
+            if on_update:
+                on_update(job)
+            if job["done"]:
+                return job
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"job {job_id} is still {job['status']} after {timeout_s:g} s")
+
+    def jobs(self, **filters: Any) -> Iterator[Job]:
+        """Newest first, over all pages. Filters: status, kind, collection, tag, created_after, limit (of a page)."""
+        params = {name: value for name, value in filters.items() if value is not None}
+        while True:
+            page = self._json("GET", "/v1/jobs", params=params)
+            yield from page["jobs"]
+            if not page.get("next_cursor"):
+                return
+            params["cursor"] = page["next_cursor"]
+
+    def result(self, job_id: str, *, page_items: int = 1000) -> dict[str, Any]:
+        """The whole result, put together from its pages; readable while the job runs."""
+        whole: dict[str, Any] = {}
+        for page in self.result_pages(job_id, page_items=page_items):
+            if not whole:
+                whole = page
+            else:
+                whole[list_of(page)] += page[list_of(page)]
+        return whole
+
+    def result_pages(self, job_id: str, *, page_items: int = 1000) -> Iterator[dict[str, Any]]:
+        """The result's pages, in order: for results that do not fit in memory."""
+        offset = 0
+        while True:
+            params = {"offset": offset, "limit": page_items}
+            page = self._json("GET", f"/v1/jobs/{quote(job_id)}/result", params=params)
+            count = len(page[list_of(page)])
+            if count or not offset:
+                yield page
+            offset += count
+            if not count or offset >= page["total"]:
+                return
+
+    def events(self, job_id: str, last_event_id: str | None = None) -> Iterator[Event]:
+        """What happens to the job, from the beginning (or after ``last_event_id``) until its end."""
+        started = time.monotonic()
+        while True:
+            headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_event_id} if last_event_id else {})
+            path = f"/v1/jobs/{quote(job_id)}/events"
+            try:
+                with self._http.stream("GET", path, headers=headers) as answer:
+                    if answer.is_error:
+                        answer.read()
+                        raise error_of(answer)
+                    for event in sse_events(answer.iter_lines()):
+                        last_event_id, started = event.id or last_event_id, time.monotonic()
+                        yield event
+                return  # the server closes the stream after the last event of a job that is done
+            except httpx.TransportError as error:
+                if time.monotonic() - started > self._retry_for_s:
+                    raise errors.Unavailable(f"{self.url} does not answer: {error}") from error
+                time.sleep(FIRST_PAUSE_S)
+
+    def cancel(self, job_id: str) -> Job:
+        return self._json("POST", f"/v1/jobs/{quote(job_id)}/cancel")
+
+    def retry(self, job_id: str) -> Job:
+        """Run again what failed of a job that is done."""
+        return self._json("POST", f"/v1/jobs/{quote(job_id)}/retry")
+
+    def delete(self, job_id: str) -> None:
+        self._send("DELETE", f"/v1/jobs/{quote(job_id)}")
+
+    # Pictures, collections, models
+
+    def upload(self, image: Path | bytes) -> dict[str, Any]:
+        """Store a picture's bytes; the answer's ``sha256`` names it in a job."""
+        data = image if isinstance(image, bytes) else image.read_bytes()
+        guessed = None if isinstance(image, bytes) else mimetypes.guess_type(image.name)[0]
+        headers = {"Content-Type": guessed or "application/octet-stream"}
+        return self._json("POST", "/v1/images", content=data, headers=headers)
+
+    def thumbnail(self, sha256: str, width: int) -> bytes:
+        return self._send("GET", f"/v1/images/{quote(sha256)}", params={"width": width}).content
+
+    def create_collection(self, name: str, model: str | None = None) -> dict[str, Any]:
+        return self._json("PUT", f"/v1/collections/{quote(name)}", json={"model": model} if model else {})
+
+    def collections(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._json("GET", "/v1/collections")["collections"]
+        return found
+
+    def delete_collection(self, name: str) -> None:
+        self._send("DELETE", f"/v1/collections/{quote(name)}")
+
+    def models(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._json("GET", "/v1/models")["models"]
+        return found
+
+    # Underneath
+
+    def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+        found: dict[str, Any] = self._send(method, path, **request).json()
+        return found
+
+    def _send(self, method: str, path: str, *, held_s: float = 0.0, **request: Any) -> httpx.Response:
+        timeout = httpx.Timeout(held_s + ANSWER_MARGIN_S, connect=5.0)
+        give_up_at = time.monotonic() + self._retry_for_s
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                answer = self._http.request(method, path, timeout=timeout, **request)
+            except httpx.TransportError as error:
+                failure: errors.RevlnError = errors.Unavailable(f"{self.url} does not answer: {error}")
+                asked_s = 0.0
+            else:
+                if not answer.is_error:
+                    return answer
+                failure = error_of(answer)
+                if answer.status_code not in BUSY:
+                    raise failure
+                asked_s = retry_after_s(answer)
+            # Full jitter, so that clients that were refused together do not come back together.
+            wait_s = asked_s or random.uniform(pause_s / 2, pause_s)  # noqa: S311 - no secret
+            if time.monotonic() + wait_s > give_up_at:
+                raise failure
+            time.sleep(wait_s)
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)

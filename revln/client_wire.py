@@ -1,0 +1,89 @@
+"""What travels between the client and the API: problem+json, Retry-After, result pages, server-sent events."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from revln import errors
+
+__all__ = ["ApiError", "Event", "error_of", "list_of", "retry_after_s", "sse_events"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One entry of a job's event log."""
+
+    id: str
+    type: str
+    data: dict[str, Any]
+
+
+class ApiError(errors.RevlnError):
+    """The server refused with a ``code`` that this client does not know."""
+
+    def __init__(self, message: str, status: int, code: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.remote_code = code
+
+
+def error_of(answer: httpx.Response) -> errors.RevlnError:
+    """The error of the house that a problem+json body names."""
+    try:
+        problem = answer.json()
+        code, detail = str(problem.get("code", "")), str(problem.get("detail") or problem.get("title") or "")
+    except (ValueError, AttributeError):  # not ours: a proxy's page
+        problem, code, detail = {}, "", f"HTTP {answer.status_code} {answer.reason_phrase} from {answer.url}"
+    known = _classes(errors.RevlnError).get(code)
+    if known is errors.ValidationFailed:
+        fields = tuple(errors.FieldError(str(e["detail"]), str(e["pointer"])) for e in problem.get("errors", []))
+        return errors.ValidationFailed(detail, fields)
+    return known(detail) if known else ApiError(detail, answer.status_code, code)
+
+
+def _classes(root: type[errors.RevlnError]) -> dict[str, type[errors.RevlnError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        if child.__module__ == errors.__name__:
+            found |= _classes(child)
+    return found
+
+
+def retry_after_s(answer: httpx.Response) -> float:
+    """Seconds of a Retry-After header in either of its forms; 0 if there is none."""
+    value = answer.headers.get("Retry-After", "")
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return 0.0
+
+
+def list_of(page: Mapping[str, Any]) -> str:
+    """The name of the list that a result's pages cut: ``results`` of a search, ``items`` of every other kind."""
+    return "results" if "results" in page else "items"
+
+
+def sse_events(lines: Iterator[str]) -> Iterator[Event]:
+    """Server-sent events; comments (heartbeats) are skipped."""
+    event_id, kind, data = "", "message", list[str]()
+    for line in lines:
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "id":
+            event_id = value
+        elif name == "event":
+            kind = value
+        elif name == "data":
+            data.append(value)
+        elif not line and data:
+            yield Event(event_id, kind, json.loads("\n".join(data)))
+            kind, data = "message", []
