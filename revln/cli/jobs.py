@@ -1,0 +1,260 @@
+"""The commands of a client: hand in a job, look at jobs, store pictures.
+
+One command for each kind of job is made from ``KINDS``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel
+
+from revln.client import Job, RevlnClient
+from revln.jobs.kinds import KINDS, Priority
+from revln.jobs.state import JobStatus
+from revln.settings import Settings
+
+__all__ = ["cancel", "connect", "job", "jobs", "kind_command", "models", "upload"]
+
+PRIORITIES = [each.value for each in Priority]
+EXAMPLES = {
+    "embed": ['{"items": [{"text": "a dog in the snow"}]}', "@items.json --no-wait"],
+    "index": ['{"collection": "photos", "items": [{"id": "1", "image": {"sha256": "…"}}]}'],
+    "search": ['{"collection": "photos", "queries": [{"text": "a dog in the snow"}], "k": 5}'],
+    "caption": ['{"items": [{"image": {"sha256": "…"}}], "collection": "photos"}'],
+}
+
+_url = click.option("--url", help="Where the API listens.  [default: REVLN_PUBLIC_URL, else REVLN_API_HOST and _PORT]")
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print the API's own JSON, for programs.")
+
+
+def connect(url: str | None) -> RevlnClient:
+    """A client of ``url``, or of where the settings say that the API is; the key comes from the settings."""
+    settings = Settings.from_env()
+    if not url:
+        host = "127.0.0.1" if settings.api_host in ("0.0.0.0", "::") else settings.api_host  # noqa: S104 - a comparison
+        url = settings.public_url or f"http://{f'[{host}]' if ':' in host else host}:{settings.api_port}"
+    # Someone waits at a terminal: say soon that nobody answers.
+    return RevlnClient(url, settings.api_key.get_secret_value() or None, retry_for_s=10.0)
+
+
+def kind_command(name: str) -> click.Command:
+    """The command that hands in a job of one kind."""
+    kind = KINDS[name]
+
+    def run(
+        body: str, model: str | None, priority: str, wait: bool, timeout: float | None, url: str | None, as_json: bool
+    ) -> int:
+        given = _read_input(body)
+        with connect(url) as client:
+            found = client.submit(name, given, model=model, priority=priority)
+            if not wait:
+                _show(found, as_json)
+                return 0
+            done = client.wait(found["id"], timeout)
+            if done["status"] != JobStatus.SUCCEEDED:
+                _show(done, as_json)
+                return 1
+            _print_json(client.result(done["id"]))
+            return 0
+
+    options: list[Callable[[Any], Any]] = [
+        click.argument("body", metavar="INPUT"),
+        click.option("--model", help="The model to use.  [default: the server's]"),
+        click.option(
+            "--priority", type=click.Choice([each.value for each in Priority]), default="normal", show_default=True
+        ),
+        click.option("--wait/--no-wait", default=True, show_default=True, help="Wait and print the result."),
+        click.option("--timeout", type=click.FloatRange(min=0), help="Wait no longer than this many seconds."),
+        _url,
+        _as_json,
+    ]
+    callback: Any = run
+    for option in reversed(options):
+        callback = option(callback)
+    return click.command(name, help=_help(name, kind.input))(callback)
+
+
+@click.command()
+@click.argument("job_id", metavar="ID")
+@click.option("--wait", type=click.FloatRange(min=0), help="Wait up to this many seconds for it to be done.")
+@click.option("--result", "with_result", is_flag=True, help="Print its result; readable while it runs.")
+@_url
+@_as_json
+def job(job_id: str, wait: float | None, with_result: bool, url: str | None, as_json: bool) -> None:
+    """Show one job, and wait for it if asked to."""
+    with connect(url) as client:
+        found = client.wait(job_id, wait) if wait else client.job(job_id)
+        if with_result:
+            _print_json(client.result(job_id))
+        else:
+            _show(found, as_json)
+
+
+@click.command()
+@click.option("--status", type=click.Choice([each.value for each in JobStatus]), help="Only these.")
+@click.option("--kind", type=click.Choice(list(KINDS)), help="Only these.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many.")
+@_url
+@_as_json
+def jobs(status: str | None, kind: str | None, limit: int, url: str | None, as_json: bool) -> None:
+    """List jobs, newest first."""
+    with connect(url) as client:
+        found = list(itertools.islice(client.jobs(status=status, kind=kind, limit=min(limit, 100)), limit))
+    if as_json:
+        _print_json(found)
+        return
+    from rich.console import Console
+
+    Console().print(jobs_table(found))
+
+
+@click.command()
+@click.argument("job_id", metavar="ID")
+@_url
+@_as_json
+def cancel(job_id: str, url: str | None, as_json: bool) -> None:
+    """Stop a job; what it has finished stays readable."""
+    with connect(url) as client:
+        _show(client.cancel(job_id), as_json)
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_url
+@_as_json
+def upload(files: tuple[Path, ...], url: str | None, as_json: bool) -> None:
+    """Store pictures and print the names under which jobs may use them.
+
+    The name is the SHA-256 of the picture's bytes: {"image": {"sha256": "…"}}.
+    """
+    with connect(url) as client:
+        for file in files:
+            found = client.upload(file)
+            if as_json:
+                _print_json(found)
+            else:
+                click.echo(f"{found['sha256']}  {file}  {found['width']}×{found['height']}")
+
+
+@click.command()
+@_url
+@_as_json
+def models(url: str | None, as_json: bool) -> None:
+    """List the models and where they run."""
+    with connect(url) as client:
+        found = client.models()
+    if as_json:
+        _print_json(found)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    names = list(dict.fromkeys(name for model in found for name in model))
+    table = Table(*names, box=None, header_style="bold")
+    for model in found:
+        table.add_row(*(_cell(model.get(name)) for name in names))
+    Console().print(table)
+
+
+def jobs_table(found: list[Job]) -> Any:
+    """Jobs as a rich table: id, kind, status, items, seconds."""
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for name in ("id", "kind", "status"):
+        table.add_column(name, no_wrap=True)
+    for name in ("items", "failed", "seconds"):
+        table.add_column(name, justify="right")
+    colours = {"succeeded": "green", "failed": "red", "running": "cyan", "queued": "yellow"}
+    for each in found:
+        status, counts = each["status"], each["counts"]
+        failed = str(counts["failed"]) if counts["failed"] else ""
+        colour = colours.get(status, "magenta")
+        seconds = seconds_of(each)
+        table.add_row(
+            each["id"],
+            each["kind"],
+            f"[{colour}]{status}[/]",
+            str(counts["total"]),
+            failed,
+            "" if seconds is None else f"{seconds:.2f}",
+        )
+    return table
+
+
+def seconds_of(found: Job) -> float | None:
+    """From the first chunk's start to the end; None while there is no end."""
+    from datetime import datetime
+
+    if not found.get("finished_at"):
+        return None
+    began = datetime.fromisoformat(found.get("started_at") or found["created_at"])
+    return (datetime.fromisoformat(found["finished_at"]) - began).total_seconds()
+
+
+def _read_input(given: str) -> dict[str, Any]:
+    """JSON from the argument, from ``@file`` or from standard input."""
+    if given == "-":
+        text, where = sys.stdin.read(), "standard input"
+    elif given.startswith("@"):
+        where = given[1:]
+        try:
+            text = Path(where).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise click.BadParameter(f"cannot read {where}: {error}") from error
+    else:
+        text, where = given, "INPUT"
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{where} is not JSON: {error}. Give JSON, @file.json, or - for stdin.") from error
+    if not isinstance(value, dict):
+        raise click.BadParameter(f"{where} must be a JSON object, as in {EXAMPLES['embed'][0]}")
+    return value
+
+
+def _show(found: Job, as_json: bool) -> None:
+    if as_json:
+        _print_json(found)
+        return
+    counts = found["counts"]
+    done = counts["succeeded"] + counts["failed"]
+    failed = f", {counts['failed']} failed" if counts["failed"] else ""
+    seconds = seconds_of(found)
+    took = f" in {seconds:.2f} s" if seconds is not None else ""
+    click.echo(f"{found['id']}  {found['kind']}  {found['status']}  {done} of {counts['total']} items{failed}{took}")
+    if found.get("error"):
+        click.echo(f"  {found['error']['code']}: {found['error']['detail']}")
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _help(name: str, schema: type[BaseModel]) -> str:
+    lines = [
+        (schema.__doc__ or "").replace("``", "").strip(),
+        "",
+        "INPUT is JSON, @file.json, or - for standard input.",
+    ]
+    lines += ["", "\b", "Its fields:"]
+    for field, info in schema.model_fields.items():
+        default = "" if info.is_required() or info.default is None else f"  [default: {info.default}]"
+        lines.append(f"  {field}{' (required)' if info.is_required() else ''}{default}")
+    if name in EXAMPLES:
+        lines += ["", "\b", "Examples:"]
+        lines += [f"  revln {name} {each}" if each[0] == "@" else f"  revln {name} '{each}'" for each in EXAMPLES[name]]
+    return "\n".join(lines)

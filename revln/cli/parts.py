@@ -1,0 +1,149 @@
+"""The parts of a large deployment, one command each: API, worker, Flower, database.
+
+`api` and `worker` are named by strings and imported when they run: revln itself imports neither.
+"""
+
+from __future__ import annotations
+
+import importlib
+import ipaddress
+import os
+from typing import Any
+
+import click
+
+from revln.errors import StartupError
+from revln.settings import Settings
+from revln.telemetry import configure_logging
+
+__all__ = ["api", "db", "flower", "flower_arguments", "is_loopback", "require_flower_login", "worker"]
+
+# A long-poll or SSE stream may last a minute; clients reconnect, so a restart of the API need not wait for them.
+API_GRACE_S = 5
+OFFLINE_WORKERS_S = 600  # a restarted worker has a new name; its old one leaves Flower's list after this
+FLOWER_SAVE_MS = 30_000
+
+
+@click.command()
+@click.option("--host", help="Address to listen on.  [REVLN_API_HOST]")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on.  [REVLN_API_PORT]")
+def api(host: str | None, port: int | None) -> None:
+    """Run the HTTP API.
+
+    Off loopback it demands an API key: set REVLN_API_KEY. `revln db upgrade` comes first.
+
+    \b
+    Example:
+      REVLN_DATABASE_URL=postgresql+psycopg://… REVLN_REDIS_URL=redis://… revln api --host 0.0.0.0
+    """
+    settings = Settings.from_env(api_host=host, api_port=port)
+    # The application is built by its factory, which reads the environment: hand it what the flags have changed.
+    os.environ.update(settings.to_env())
+    import uvicorn
+
+    configure_logging(settings)
+    uvicorn.run(
+        "api.app:create_app",
+        factory=True,
+        host=settings.api_host,
+        port=settings.api_port,
+        log_config=None,
+        log_level=settings.log_level,
+        access_log=settings.log_level == "debug",
+        timeout_graceful_shutdown=API_GRACE_S,
+        server_header=False,
+    )
+
+
+@click.command()
+@click.option("--queues", help="Comma-separated queues to serve, as in 'search.*,embed.bulk'.  [REVLN_QUEUES]")
+@click.option("--concurrency", type=click.IntRange(1, 256), help="Chunks run at once.  [REVLN_CONCURRENCY]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where models run.  [REVLN_DEVICE]")
+def worker(queues: str | None, concurrency: int | None, device: str | None) -> int:
+    """Run one worker: the process that holds the models.
+
+    Start as many as there are machines or GPUs; each serves all queues unless told otherwise.
+
+    \b
+    Examples:
+      revln worker                                   everything, on a GPU if there is one
+      revln worker --queues 'search.*' --device cpu  searches only
+    """
+    settings = Settings.from_env(queues=queues, concurrency=concurrency, device=device)
+    os.environ.update(settings.to_env())
+    code: int = importlib.import_module("worker.main").run(settings)
+    return code
+
+
+@click.command()
+@click.option("--host", help="Address to listen on.  [REVLN_FLOWER_HOST]")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on.  [REVLN_FLOWER_PORT]")
+def flower(host: str | None, port: int | None) -> int:
+    """Run Flower, the view of the queues and workers.
+
+    It shows and changes nothing. Off loopback it demands a password: set REVLN_FLOWER_BASIC_AUTH to user:password.
+    """
+    settings = Settings.from_env(flower_host=host, flower_port=port)
+    require_flower_login(settings)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    from revln.broker import make_celery
+
+    code: Any = make_celery(settings).start(flower_arguments(settings))
+    return int(code or 0)
+
+
+@click.group()
+def db() -> None:
+    """Look after the database."""
+
+
+@db.command()
+def upgrade() -> None:
+    """Bring the database to the newest schema. Nothing to do is fine; run it before API and workers start."""
+    settings = Settings.from_env()
+    from revln.db import migrate
+
+    migrate.upgrade(settings)
+
+
+def flower_arguments(settings: Settings) -> list[str]:
+    """Flower's command line, for `Celery.start`: in this process, so the password is in no process list."""
+    arguments = [
+        "flower",
+        f"--address={settings.flower_host}",
+        f"--port={settings.flower_port}",
+        f"--logging={settings.log_level}",
+        "--read_only=True",
+        "--persistent=True",
+        f"--db={settings.data_dir.resolve() / 'flower'}",
+        f"--state_save_interval={FLOWER_SAVE_MS}",
+        f"--purge_offline_workers={OFFLINE_WORKERS_S}",
+    ]
+    if login := settings.flower_basic_auth.get_secret_value():
+        arguments.append(f"--basic_auth={login}")
+    return arguments
+
+
+def require_flower_login(settings: Settings) -> None:
+    """Without a login Flower answers anybody who reaches it.
+
+    Raises:
+        StartupError: it would listen off loopback without one.
+    """
+    login = settings.flower_basic_auth.get_secret_value()
+    if login and ":" not in login:
+        raise StartupError("REVLN_FLOWER_BASIC_AUTH must read user:password.")
+    if not login and not is_loopback(settings.flower_host):
+        raise StartupError(
+            f"Flower on {settings.flower_host} could be reached from other machines: set REVLN_FLOWER_BASIC_AUTH to "
+            "user:password, or listen on 127.0.0.1."
+        )
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

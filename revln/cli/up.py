@@ -1,0 +1,254 @@
+"""`revln up`: everything on one machine, no service installed, one folder of data."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+
+from revln import embedded_redis
+from revln.cli.parts import is_loopback, require_flower_login
+from revln.client import RevlnClient
+from revln.errors import RevlnError, StartupError
+from revln.settings import ENV_PREFIX, Settings
+from revln.supervisor import LogStream, Part, Supervisor
+
+__all__ = ["up"]
+
+REDIS_START_S = 30.0  # loading a large append-only file
+MIGRATE_S = 300.0
+START_S = 300.0  # importing torch and loading a model on a slow or busy machine
+FIRST_JOB_WAIT_S = 30.0
+PROBE_TIMEOUT_S = 5.0
+STOP_MARGIN_S = 10.0  # over a part's own grace: SIGKILL is for what hangs
+REDIS_GRACE_S = 15.0
+
+ROOT = Path(__file__).parents[2]
+
+
+@click.command()
+@click.option(
+    "--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Folder for all data.  [./revln-data]"
+)
+@click.option("--host", help="Address of the API. Off loopback REVLN_API_KEY must be set.  [127.0.0.1]")
+@click.option("--api-port", type=click.IntRange(0, 65535), help="Port of the API; 0 takes a free one.  [8000]")
+@click.option("--flower-port", type=click.IntRange(0, 65535), help="Port of Flower; 0 takes a free one.  [5555]")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
+def up(data_dir: Path | None, host: str | None, api_port: int | None, flower_port: int | None, workers: int) -> None:
+    """Run everything on this machine, with no service to install.
+
+    Starts a Redis-protocol server, the database (SQLite), the API, workers and Flower, and prints `ready:` once a
+    worker has really run a job. Ctrl-C stops all of it in order; a second one at once. Data, queued jobs included,
+    stay in the data folder. With REVLN_REDIS_URL or REVLN_DATABASE_URL set, those are used instead.
+
+    \b
+    Examples:
+      revln up
+      revln up --data-dir /srv/revln --api-port 9000 --workers 2
+    """
+    settings = Settings.from_env(data_dir=data_dir, api_host=host, api_port=api_port, flower_port=flower_port)
+    _check_exposure(settings)
+    with _sole_user(settings.data_dir):
+        settings = _with(
+            settings,
+            data_dir=settings.data_dir.resolve(),
+            api_port=_claim_port(settings.api_host, settings.api_port, "--api-port"),
+            flower_port=_claim_port(settings.flower_host, settings.flower_port, "--flower-port"),
+        )
+        if (settings.api_host, settings.api_port) == (settings.flower_host, settings.flower_port):
+            raise StartupError(f"The API and Flower cannot share port {settings.api_port}: give one of them another.")
+        redis = None
+        if f"{ENV_PREFIX}REDIS_URL" not in os.environ:
+            redis = embedded_redis.prepare(settings.data_dir)
+            settings = _with(settings, redis_url=redis.url)
+        if not settings.flower_url:
+            settings = _with(settings, flower_url=_url(settings.flower_host, settings.flower_port))
+        _run(settings, redis, workers)
+
+
+def _run(settings: Settings, redis: embedded_redis.EmbeddedRedis | None, workers: int) -> None:
+    log = LogStream(sys.stderr)
+    log.line("up", f"data in {settings.data_dir}")
+    try:
+        with Supervisor(log, _child_env(settings)) as supervisor:
+            if redis is not None:
+                supervisor.start(_redis_part(redis))
+                supervisor.wait_for("redis", lambda: embedded_redis.ping(redis.url), REDIS_START_S)
+            supervisor.run(Part("migrate", _revln("db", "upgrade")), MIGRATE_S)
+            for part in _parts(settings, workers):
+                supervisor.start(part)
+            probes = _Probes(settings)
+            supervisor.wait_for("the API", probes.api_lives, START_S)
+            supervisor.wait_for("Flower", probes.flower_answers, START_S)
+            supervisor.wait_for("a worker", probes.all_ready, START_S)
+            supervisor.wait_for("a first job", probes.job_runs, START_S)
+            click.echo(f"flower: {probes.flower_url}")
+            click.echo(f"ready: {probes.api_url}")
+            supervisor.watch()
+        log.line("up", "stopped")
+    finally:
+        log.close()
+
+
+def _redis_part(redis: embedded_redis.EmbeddedRedis) -> Part:
+    hint = (
+        f"If its files in {redis.folder} are damaged, remove that folder: the jobs are in the database, none is lost."
+    )
+    return Part("redis", redis.command, stop_stage=3, grace_s=REDIS_GRACE_S, hint=hint)
+
+
+def _parts(settings: Settings, workers: int) -> list[Part]:
+    """Stopped in this order: the API takes no more jobs, workers end or hand back theirs, Flower sees them go."""
+    names = ["worker"] if workers == 1 else [f"worker-{number}" for number in range(1, workers + 1)]
+    return [
+        Part("api", _revln("api"), stop_stage=0, grace_s=STOP_MARGIN_S + 5),
+        *(
+            Part(name, _revln("worker"), stop_stage=1, grace_s=settings.shutdown_grace_s + STOP_MARGIN_S)
+            for name in names
+        ),
+        Part("flower", _revln("flower"), stop_stage=2, grace_s=STOP_MARGIN_S),
+    ]
+
+
+@dataclass
+class _Probes:
+    """Whether each part answers; each probe returns "" or why not."""
+
+    settings: Settings
+
+    @property
+    def api_url(self) -> str:
+        return _url(self.settings.api_host, self.settings.api_port)
+
+    @property
+    def flower_url(self) -> str:
+        return _url(self.settings.flower_host, self.settings.flower_port)
+
+    def api_lives(self) -> str:
+        return _get(f"{self.api_url}/healthz")
+
+    def flower_answers(self) -> str:
+        return _get(f"{self.flower_url}/healthcheck")  # the one page that is open under a password
+
+    def all_ready(self) -> str:
+        return _get(f"{self.api_url}/readyz", self._key)
+
+    def job_runs(self) -> str:
+        """A real job, through every part; deleted afterwards."""
+        with RevlnClient(self.api_url, self._key, retry_for_s=PROBE_TIMEOUT_S) as client:
+            job = client.submit(
+                "embed", {"items": [{"text": "ready"}]}, priority="interactive", wait_s=FIRST_JOB_WAIT_S, retention_s=60
+            )
+            try:
+                if not job["done"]:
+                    job = client.wait(job["id"], START_S)
+                if job["status"] == "succeeded" and not job["counts"]["failed"]:
+                    return ""
+                error = job.get("error") or client.result(job["id"])["items"][0]["error"]
+            finally:
+                with contextlib.suppress(RevlnError):
+                    client.delete(job["id"])
+        if not error["retryable"]:
+            raise StartupError(f"The first job {job['status']}: {error['detail']}")
+        return str(error["detail"])
+
+    @property
+    def _key(self) -> str | None:
+        return self.settings.api_key.get_secret_value() or None
+
+
+def _get(url: str, key: str | None = None) -> str:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    # No proxy of the environment: it cannot reach this machine.
+    answer = httpx.get(url, headers=headers, timeout=PROBE_TIMEOUT_S, trust_env=False)
+    return "" if answer.status_code == 200 else f"{url} answers {answer.status_code}: {answer.text[:200]}"
+
+
+def _revln(*arguments: str) -> tuple[str, ...]:
+    # -P: the folder one happens to be in, which may have an `api` of its own, is not searched for modules.
+    return (sys.executable, "-P", "-m", "revln.cli.main", *arguments)
+
+
+def _child_env(settings: Settings) -> dict[str, str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    paths = [str(ROOT), *filter(None, [env.get("PYTHONPATH")])]
+    return env | settings.to_env() | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _with(settings: Settings, **changes: Any) -> Settings:
+    return Settings(**(settings.model_dump() | changes))
+
+
+def _url(host: str, port: int) -> str:
+    """Where a browser on this machine finds it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - a comparison
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _check_exposure(settings: Settings) -> None:
+    if not is_loopback(settings.api_host) and not settings.api_key.get_secret_value():
+        raise StartupError(
+            f"The API on {settings.api_host} could be reached from other machines: set REVLN_API_KEY, or listen on "
+            "127.0.0.1."
+        )
+    require_flower_login(settings)
+
+
+def _claim_port(host: str, port: int, flag: str) -> int:
+    """The port, or a free one for 0.
+
+    Raises:
+        StartupError: it cannot be bound.
+    """
+    try:
+        if port == 0:
+            return embedded_redis.free_port(host)
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+            # As servers do: a port whose last connections are still closing is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise StartupError(
+            f"Port {port} on {host} cannot be used ({error.strerror or error}). Stop what holds it, or choose another: "
+            f"{flag} 0 takes a free one."
+        ) from error
+    return port
+
+
+@contextlib.contextmanager
+def _sole_user(data_dir: Path) -> Iterator[None]:
+    """Hold the data folder for us alone; the kernel lets go when we die, however that happens.
+
+    Raises:
+        StartupError: another `revln up` holds it, or it cannot be written.
+    """
+    lock = data_dir / "up.lock"
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StartupError(f"The data folder {data_dir} cannot be used: {error.strerror}.") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(handle, 32).decode(errors="replace").strip()
+        os.close(handle)
+        raise StartupError(
+            f"Another revln up (process {holder or 'unknown'}) runs on the data folder {data_dir}. Stop it, or give "
+            "this one a folder of its own: --data-dir DIR."
+        ) from error
+    try:
+        os.truncate(handle, 0)
+        os.write(handle, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(handle)
