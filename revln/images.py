@@ -51,6 +51,7 @@ _WHITE = (255, 255, 255)
 # (measured), and 25 MB hold 300,000 of them.
 _SCANS_MAX = 64
 _SEGMENTS_MAX = 10_000  # profiles and depth maps take hundreds, of 64 KiB each
+_GIF_BLOCK = re.compile(rb"[!,;]")  # extension, frame, end
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # those that begin a segment, and the end of the picture
 
 _TRANSPOSE = {
@@ -243,9 +244,10 @@ def _what(data: bytes, name: str | None) -> str:
 
 
 def _early_size(name: str, data: bytes) -> Iterator[tuple[int, int]]:
-    """Canvas sizes of a WebP or a GIF from their fixed headers; nothing where the header is not as it should be."""
-    if name == "GIF" and len(data) >= 10:
+    """Canvas sizes of a WebP or a GIF, read by hand; nothing where the header is not as it should be."""
+    if name == "GIF" and len(data) >= 13:
         yield struct.unpack_from("<HH", data, 6)
+        yield from _gif_frame_size(data)
     elif name == "WEBP" and len(data) >= 30:
         chunk = data[12:16]
         if chunk == b"VP8X":
@@ -256,6 +258,20 @@ def _early_size(name: str, data: bytes) -> Iterator[tuple[int, int]]:
         elif chunk == b"VP8 ":
             width, height = struct.unpack_from("<HH", data, 26)
             yield width & 0x3FFF, height & 0x3FFF
+
+
+def _gif_frame_size(data: bytes) -> Iterator[tuple[int, int]]:
+    """How far the first frame reaches: it may be larger than the screen, and then the canvas grows to it."""
+    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    # Pillow passes over stray bytes in between, so this does too.
+    while (mark := _GIF_BLOCK.search(data, at)) and mark[0] == b"!":  # its kind, then blocks up to an empty one
+        at = mark.end() + 1
+        while data[at : at + 1] not in (b"", b"\0"):
+            at += 1 + data[at]
+        at += 1
+    if mark and mark[0] == b"," and len(data) >= mark.end() + 8:
+        left, top, width, height = struct.unpack_from("<HHHH", data, mark.end())
+        yield left + width, top + height
 
 
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:

@@ -39,6 +39,7 @@ __all__ = [
     "truncated_jpeg",
     "webp",
     "webp_of_size",
+    "wide_frame_gif",
 ]
 
 RED, GREEN, BLUE, YELLOW = (220, 20, 20), (20, 200, 20), (20, 20, 220), (230, 220, 20)
@@ -195,6 +196,19 @@ def webp_of_size(width: int, height: int) -> bytes:
     body = b"\0\0\0\0" + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     chunks = b"WEBPVP8X" + struct.pack("<I", len(body)) + body
     return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+
+
+def wide_frame_gif(side: int = 60_000) -> bytes:
+    """A small screen with a vast first frame, which is to be cleared: Pillow allocates that while it opens."""
+    control = b"!\xf9\x04" + bytes((2 << 2, 0, 0, 0)) + b"\0"
+    return (
+        b"GIF89a"
+        + struct.pack("<HHBBB", 8, 8, 0, 0, 0)
+        + b"\0"
+        + control
+        + b"\0,"
+        + struct.pack("<HHHHB", 0, 0, side, side, 0)
+    )
 
 
 def many_scans_jpeg(scans: int = 200) -> bytes:

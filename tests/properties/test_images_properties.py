@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import pictures
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,6 @@ from PIL import Image
 
 from revln.errors import ImageError
 from revln.images import ImageLimits, decode_image, inspect_image, thumbnail
-from tests import pictures
 
 # Small limits keep a flipped size field from costing a large canvas.
 LIMITS = ImageLimits(max_pixels=250_000)

@@ -10,12 +10,12 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pictures
 import pytest
 from PIL import Image
 
 from revln.errors import ImageError, ItemInvalid
 from revln.images import ImageLimits, decode_image, inspect_image, thumbnail
-from tests import pictures
 
 LIMITS = ImageLimits()
 CORNERS = ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))
@@ -169,6 +169,7 @@ def test_a_good_jpeg_with_a_page_behind_it_is_only_a_jpeg():
         (pictures.bomb_png(), "144,000,000 pixels; the limit is 40,000,000"),
         (pictures.webp_of_size(2**24, 255), "pixels; the limit is 40,000,000"),
         (b"GIF89a" + struct.pack("<HH", 65_535, 65_535) + b"\0" * 20, "pixels; the limit is 40,000,000"),
+        (pictures.wide_frame_gif(), "pixels; the limit is 40,000,000"),
         (pictures.many_scans_jpeg(), "over 64 scans"),
         (b"\xff\xd8" + b"\xff\xfe\0\2" * 20_000, "segments"),
         (pictures.rle_bmp(), "run-length"),
