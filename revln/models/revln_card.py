@@ -1,0 +1,148 @@
+"""What stands in a revln checkpoint folder: its configuration, its fingerprint, its description.
+
+A folder holds config.json, model.safetensors, tokenizer.json and MODEL_CARD.md. Nothing here imports torch, so that
+the API process can describe a model that only workers load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from revln.errors import ModelUnavailable
+from revln.models.base import ModelInfo, Operation
+
+__all__ = ["CONFIG_FILE", "FAMILY", "TOKENIZER_FILE", "WEIGHTS_FILE", "RevlnConfig", "describe", "fingerprint"]
+
+FAMILY = "revln"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RevlnConfig:
+    """Sizes and preprocessing. Written to config.json, and so part of the fingerprint."""
+
+    format: int = 1
+    # Image: squashed to image_size × image_size with a bicubic antialiased filter, then x / 127.5 − 1.
+    image_size: int = 224
+    pool_heads: int = 8
+    # The joint space.
+    dim: int = 256
+    # Text: lower-cased, NFC, byte-level BPE; longer texts are cut to text_tokens.
+    vocab_size: int = 5000
+    text_tokens: int = 64
+    text_embedding: int = 256
+    text_hidden: int = 384
+    # Decoder: GPT-2 with cross-attention to the feature map.
+    caption_width: int = 256
+    caption_layers: int = 4
+    caption_heads: int = 4
+    caption_inner: int = 768
+    caption_positions: int = 192
+    # Prompt: the best max_evidence captions, each cut to evidence_tokens; a user's prefix is cut to prefix_tokens.
+    max_evidence: int = 4
+    evidence_tokens: int = 20
+    prefix_tokens: int = 32
+    license: str = "not stated by whoever trained it"
+
+    @property
+    def max_new_tokens(self) -> int:
+        """What the longest prompt leaves of the positions; fixed, so that no neighbour shortens a caption."""
+        fixed_words = 30  # <bos> similar: … this picture shows:, were each byte a token
+        return (
+            self.caption_positions - fixed_words - self.max_evidence * (self.evidence_tokens + 1) - self.prefix_tokens
+        )
+
+    @property
+    def places(self) -> int:
+        """Cells of the feature map: the trunk halves five times."""
+        return (self.image_size // 32) ** 2
+
+    def to_json(self) -> str:
+        return json.dumps({"family": FAMILY, **asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> RevlnConfig:
+        """Raises ModelUnavailable when the file is missing, is no JSON, or names an unknown setting or family."""
+        raw: dict[str, Any]
+        try:
+            raw = json.loads(_need(folder, CONFIG_FILE).read_text(encoding="utf-8"))
+        except ValueError as err:
+            raise ModelUnavailable(f"{folder / CONFIG_FILE} is not JSON ({err}); {_WAY_OUT}") from err
+        if not isinstance(raw, dict) or raw.pop("family", None) != FAMILY:
+            raise ModelUnavailable(f'{folder / CONFIG_FILE} does not say \'"family": "{FAMILY}"\'; {_WAY_OUT}')
+        unknown = sorted(set(raw) - {field.name for field in fields(cls)})
+        if unknown or raw.get("format", 1) != 1:
+            raise ModelUnavailable(
+                f"{folder / CONFIG_FILE} is of format {raw.get('format', 1)} with unknown settings {unknown}; "
+                "this revln reads format 1. Update revln, or train the model again."
+            )
+        return cls(**raw)
+
+
+_WAY_OUT = "fetch the folder again, or make one with 'revln train'."
+
+
+def _need(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise ModelUnavailable(f"{path} is missing; {_WAY_OUT}")
+    return path
+
+
+def fingerprint(folder: Path) -> str:
+    """``revln-`` and 16 hex digits over family, config.json, weights and tokenizer; 25 MB hash in about 20 ms."""
+    digest = hashlib.sha256(FAMILY.encode())
+    digest.update(_need(folder, CONFIG_FILE).read_bytes())
+    for name in (WEIGHTS_FILE, TOKENIZER_FILE):
+        with _need(folder, name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"{FAMILY}-{digest.hexdigest()[:16]}"
+
+
+def _parameters(path: Path) -> int:
+    """Count from the safetensors header alone: 8 bytes of length, then JSON (github.com/huggingface/safetensors)."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:
+                raise ValueError(f"its header claims {length} bytes")
+            header = json.loads(file.read(length))
+        total, end = 0, 0
+        for name, tensor in header.items():
+            if name == "__metadata__":
+                continue
+            size = 1
+            for side in tensor["shape"]:
+                size *= side
+            total += size
+            end = max(end, tensor["data_offsets"][1])
+        if path.stat().st_size != 8 + length + end:
+            raise ValueError(f"it has {path.stat().st_size} bytes of {8 + length + end}")
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        raise ModelUnavailable(f"{path} is damaged ({err}); {_WAY_OUT}") from err
+    return total
+
+
+def describe(name: str, folder: Path) -> ModelInfo:
+    """Read a checkpoint folder without loading it.
+
+    Raises:
+        ModelUnavailable: a file is missing, damaged, or of a format that this revln does not read.
+    """
+    config = RevlnConfig.read(folder)
+    return ModelInfo(
+        name=name,
+        family=FAMILY,
+        operations=(Operation.EMBED_IMAGE, Operation.EMBED_TEXT, Operation.CAPTION),
+        dim=config.dim,
+        fingerprint=fingerprint(folder),
+        image_size=config.image_size,
+        parameters=_parameters(_need(folder, WEIGHTS_FILE)),
+        license=config.license,
+    )

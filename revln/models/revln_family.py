@@ -1,0 +1,158 @@
+"""The revln family as a Model: a CNN and a GRU in one joint space, and a retrieval-prompted decoder over the CNN."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from revln.errors import ItemInvalid, ModelUnavailable
+from revln.models.base import Caption, CaptionOptions, CaptionRequest, ModelInfo, Operation
+from revln.models.captioner import Captioner
+from revln.models.image_cnn import CHANNELS, ImageEncoder, pixels, to_unit
+from revln.models.revln_card import TOKENIZER_FILE, WEIGHTS_FILE, RevlnConfig, describe
+from revln.models.text_gru import TextEncoder, pad
+from revln.models.tokenizer import Tokenizer
+
+__all__ = ["PreparedCaption", "RevlnModel", "RevlnNet", "load"]
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Images and texts on a GPU: large enough to fill it. On a CPU more than this gains nothing and delays the neighbours.
+_MAX_BATCH = {"cuda": {"embed": 256, "caption": 64}, "cpu": {"embed": 32, "caption": 8}}
+
+
+class RevlnNet(nn.Module):
+    """The three networks, as trained and as saved."""
+
+    def __init__(self, config: RevlnConfig) -> None:
+        super().__init__()
+        self.image = ImageEncoder(config.dim, config.pool_heads)
+        self.text = TextEncoder(config.vocab_size, config.text_embedding, config.text_hidden, config.dim)
+        self.captioner = Captioner(
+            channels=CHANNELS,
+            places=config.places,
+            vocab_size=config.vocab_size,
+            positions=config.caption_positions,
+            width=config.caption_width,
+            layers=config.caption_layers,
+            heads=config.caption_heads,
+            inner=config.caption_inner,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedCaption:
+    """One picture's bytes, its prompt's tokens, and how to decode. ``prefix`` is what the user asked it to continue."""
+
+    image: Tensor  # (3, S, S) uint8
+    prompt: tuple[int, ...]
+    prefix: tuple[int, ...]
+    options: CaptionOptions
+
+
+_RawCaption = list[tuple[list[int], float]]
+
+
+class RevlnModel:
+    """Implements revln.models.base.Model. ``forward`` belongs to one thread; the rest is thread-safe."""
+
+    def __init__(
+        self, info: ModelInfo, config: RevlnConfig, net: RevlnNet, tokenizer: Tokenizer, device: str, dtype: str
+    ) -> None:
+        self.info = info
+        self.device = device
+        self.dtype = dtype
+        self.config = config
+        self.tokenizer = tokenizer
+        self.net = net.to(device=device, dtype=_DTYPES[dtype]).eval().requires_grad_(False)
+        self.net.image.to(memory_format=torch.channels_last)
+
+    def prepare(self, operation: Operation, item: Any) -> Any:
+        if operation is Operation.EMBED_IMAGE:
+            return pixels(cast(Image.Image, item), self.config.image_size)
+        if operation is Operation.EMBED_TEXT:
+            return self._text(cast(str, item))
+        return self._caption(cast(CaptionRequest, item))
+
+    def merge_key(self, operation: Operation, prepared: Any) -> Hashable:
+        return prepared.options if operation is Operation.CAPTION else None
+
+    @torch.inference_mode()
+    def forward(self, operation: Operation, batch: Sequence[Any]) -> Sequence[Any]:
+        if operation is Operation.EMBED_IMAGE:
+            return list(self.net.image.embed(self._places(batch)).float().cpu())
+        if operation is Operation.EMBED_TEXT:
+            ids, lengths = pad(batch)
+            return list(self.net.text(ids.to(self.device), lengths).float().cpu())
+        return self._forward_captions(batch)
+
+    def finish(self, operation: Operation, raw: Any) -> Any:
+        if operation is not Operation.CAPTION:
+            return cast(Tensor, raw).numpy().astype(np.float32, copy=False)
+        return tuple(Caption(self.tokenizer.decode(ids), log_prob) for ids, log_prob in cast(_RawCaption, raw))
+
+    def max_batch(self, operation: Operation) -> int:
+        sizes = _MAX_BATCH["cpu" if self.device == "cpu" else "cuda"]
+        return sizes["caption" if operation is Operation.CAPTION else "embed"]
+
+    def _text(self, text: str) -> list[int]:
+        ids = self.tokenizer.encode(text.strip())[: self.config.text_tokens] if text.strip() else []
+        if not ids:
+            raise ItemInvalid(f"the text {text[:40]!r} is empty; send at least one character that is not a space")
+        return ids
+
+    def _caption(self, request: CaptionRequest) -> PreparedCaption:
+        config, options = self.config, request.options
+        best = [evidence.text for evidence in request.evidence[: config.max_evidence]]
+        prefix = self.tokenizer.encode(request.prompt.strip())[: config.prefix_tokens] if request.prompt.strip() else []
+        prompt = (*self.tokenizer.prompt(best, config.evidence_tokens), *prefix)
+        room = min(options.max_new_tokens, config.max_new_tokens)
+        return PreparedCaption(
+            pixels(request.image, config.image_size), prompt, tuple(prefix), replace(options, max_new_tokens=room)
+        )
+
+    def _places(self, images: Sequence[Tensor]) -> Tensor:
+        x = torch.stack(list(images)).to(self.device)  # (B, 3, S, S) uint8
+        x = to_unit(x, _DTYPES[self.dtype]).contiguous(memory_format=torch.channels_last)
+        return self.net.image.places(x)  # (B, P, 1280)
+
+    def _forward_captions(self, batch: Sequence[PreparedCaption]) -> list[_RawCaption]:
+        seen = self.net.captioner.look(self._places([item.image for item in batch]))
+        rows = self.net.captioner.generate(seen, [item.prompt for item in batch], batch[0].options)
+        # The caption that a user asked to have continued is returned whole; its log-probability is of the new tokens.
+        return [
+            [([*item.prefix, *ids], score) for ids, score in captions]
+            for item, captions in zip(batch, rows, strict=True)
+        ]
+
+
+def load(name: str, folder: Path, device: str, dtype: str = "float32") -> RevlnModel:
+    """Load a checkpoint folder.
+
+    Raises:
+        ModelUnavailable: a file is missing or damaged, the weights do not fit the configuration, or an unknown dtype.
+    """
+    if dtype not in _DTYPES:
+        raise ModelUnavailable(f"dtype '{dtype}' is not one of {', '.join(_DTYPES)}")
+    info, config = describe(name, folder), RevlnConfig.read(folder)
+    tokenizer = Tokenizer.read(folder / TOKENIZER_FILE)
+    net = RevlnNet(config)
+    try:
+        missing, unexpected = net.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=False)
+    except (SafetensorError, RuntimeError) as err:
+        raise ModelUnavailable(f"{folder / WEIGHTS_FILE} does not fit its config.json: {err}") from err
+    # The head is tied to the token embedding, and batch norm's step counters mean nothing outside training.
+    lacking = [key for key in missing if key != "captioner.gpt2.lm_head.weight" and "num_batches" not in key]
+    if lacking or unexpected:
+        raise ModelUnavailable(
+            f"{folder / WEIGHTS_FILE} does not fit its config.json: lacks {lacking[:3]}, has unknown {unexpected[:3]}"
+        )
+    return RevlnModel(info, config, net, tokenizer, device, dtype)

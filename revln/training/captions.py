@@ -1,0 +1,141 @@
+"""Stage 2, the decoder: first the language alone, then captions of pictures, each prompted with retrieved captions.
+
+The prompt of a picture in training never holds its own captions, and is left out for a quarter of the examples, so
+that the decoder neither copies blindly nor is lost without evidence (Ramos et al., SmallCap, CVPR 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from revln.models.captioner import Captioner, pad_left
+from revln.models.tokenizer import EOS, Tokenizer
+from revln.training.stage import Stage
+
+__all__ = ["Prompter", "caption_loss", "caption_stage", "language_stage", "nearest_captions"]
+
+Ids = list[int]
+# Share of training examples without evidence.
+_DROP_EVIDENCE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Prompter:
+    """Puts prompts together as the model will see them."""
+
+    tokenizer: Tokenizer
+    most: int  # captions
+    each: int  # tokens of each
+
+    def __call__(self, rng: np.random.Generator, captions: Sequence[str]) -> Ids:
+        """A random number of ``captions``, which are best first, in their order; none for a quarter of the calls."""
+        most = min(self.most, len(captions))
+        if most == 0 or rng.random() < _DROP_EVIDENCE:
+            return self.tokenizer.prompt((), self.each)
+        # Drawn from twice as many as are shown, for variety: the nearest four of a picture never change.
+        pool = min(2 * self.most, len(captions))
+        chosen = np.sort(rng.choice(pool, int(rng.integers(1, most + 1)), replace=False))
+        return self.tokenizer.prompt([captions[i] for i in chosen], self.each)
+
+
+def caption_loss(captioner: Captioner, seen: Tensor | None, prompts: Sequence[Ids], targets: Sequence[Ids]) -> Tensor:
+    """Mean negative log-likelihood of the targets' tokens and end tokens; the prompts' tokens cost nothing."""
+    ids, mask = pad_left([[*prompt, *target, EOS] for prompt, target in zip(prompts, targets, strict=True)])
+    lengths = torch.tensor([len(target) + 1 for target in targets])
+    L = int(lengths.max())
+    logits = captioner.logits(ids[:, :-1], mask[:, :-1], seen, keep=L)  # (B, L, V)
+    # Rows end in the same column, so a target is the last len + 1 columns of its row.
+    real = torch.arange(L)[None, :] >= L - lengths[:, None]  # (B, L)
+    return F.cross_entropy(logits[real].float(), ids[:, -L:][real])
+
+
+def nearest_captions(
+    images: npt.NDArray[np.float32], texts: npt.NDArray[np.float32], owner: Sequence[int] | None, k: int
+) -> npt.NDArray[np.int64]:
+    """(N, D) pictures, (M, D) captions → (N, k) caption numbers, best first.
+
+    With ``owner`` caption m belongs to picture owner[m], and is kept from it.
+    """
+    out = []
+    of = None if owner is None else np.asarray(owner)
+    for start in range(0, len(images), 512):
+        scores = images[start : start + 512] @ texts.T
+        if of is not None:
+            scores[of[None, :] == np.arange(start, start + len(scores))[:, None]] = -np.inf
+        top = np.argpartition(-scores, min(k, scores.shape[1] - 1), axis=1)[:, :k]
+        order = np.take_along_axis(scores, top, axis=1).argsort(axis=1)[:, ::-1]
+        out.append(np.take_along_axis(top, order, axis=1))
+    return np.concatenate(out)
+
+
+def language_stage(
+    captioner: Captioner, groups: Sequence[Sequence[str]], prompter: Prompter, epochs: int, batch: int, seed: int
+) -> Stage:
+    """Captions without pictures: one of a picture's captions is told, after a prompt with some of the others."""
+    tokenizer = prompter.tokenizer
+    steps = max(1, len(groups) // batch)
+
+    def batches(epoch: int) -> Iterator[tuple[list[Ids], list[Ids]]]:
+        rng = np.random.default_rng((seed, 3, epoch))
+        order = rng.permutation(len(groups))
+        for step in range(steps):
+            prompts, targets = [], []
+            for i in order[step * batch : (step + 1) * batch]:
+                shuffled = [groups[i][j] for j in rng.permutation(len(groups[i]))]
+                prompts.append(prompter(rng, shuffled[1:]))
+                targets.append(_target(tokenizer, shuffled[0]))
+            yield prompts, targets
+
+    def loss(item: tuple[list[Ids], list[Ids]]) -> Tensor:
+        return caption_loss(captioner, None, *item)
+
+    groups_ = [{"params": list(captioner.gpt2.parameters()), "lr": 1e-3}]
+    modules: dict[str, nn.Module] = {"captioner": captioner}
+    return Stage("language", epochs, steps, groups_, modules, batches, loss)
+
+
+def caption_stage(
+    captioner: Captioner,
+    places: npt.NDArray[np.float16],
+    captions: Sequence[Sequence[str]],
+    evidence: Sequence[Sequence[str]],
+    prompter: Prompter,
+    *,
+    epochs: int,
+    batch: int,
+    seed: int,
+    validate: Callable[[], dict[str, float]],
+) -> Stage:
+    """Pictures' feature maps (N, views, P, C), their captions and what was retrieved for them; one caption a pass."""
+    tokenizer = prompter.tokenizer
+    steps = max(1, len(captions) // batch)
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, list[Ids], list[Ids]]]:
+        rng = np.random.default_rng((seed, 4, epoch))
+        order = rng.permutation(len(captions))
+        for step in range(steps):
+            chosen = order[step * batch : (step + 1) * batch]
+            views = rng.integers(places.shape[1], size=len(chosen))
+            x = torch.from_numpy(places[chosen, views].astype(np.float32))
+            targets = [_target(tokenizer, captions[i][int(rng.integers(len(captions[i])))]) for i in chosen]
+            yield x, [prompter(rng, evidence[i]) for i in chosen], targets
+
+    def loss(item: tuple[Tensor, list[Ids], list[Ids]]) -> Tensor:
+        x, prompts, targets = item
+        return caption_loss(captioner, captioner.look(x), prompts, targets)
+
+    groups = [{"params": list(captioner.parameters()), "lr": 7e-4}]
+    modules: dict[str, nn.Module] = {"captioner": captioner}
+    return Stage("caption", epochs, steps, groups, modules, batches, loss, validate)
+
+
+def _target(tokenizer: Tokenizer, caption: str) -> Ids:
+    """Without its full stop, which half of the captions lack: the end token says the same."""
+    return tokenizer.encode(caption.strip().rstrip(". "))[:40]

@@ -1,0 +1,60 @@
+"""The curves of a run: a CSV that grows by a row an epoch, and a picture of it."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import click
+
+__all__ = ["Curves"]
+
+_COLUMNS = ("stage", "epoch", "seconds", "loss", "i2t_r10", "t2i_r10", "dev_loss")
+
+
+class Curves:
+    """Appends to ``curves.csv``; a resumed run goes on in the same file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._csv = folder / "curves.csv"
+        self._png = folder / "curves.png"
+
+    def add(self, stage: str, epoch: int, **figures: float) -> None:
+        new = not self._csv.is_file()
+        with self._csv.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, _COLUMNS)
+            if new:
+                writer.writeheader()
+            row = {name: f"{value:.4f}" for name, value in figures.items()}
+            writer.writerow({"stage": stage, "epoch": epoch, **row})
+        click.echo(f"{stage} {epoch}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()), err=True)
+
+    def draw(self) -> None:
+        """Write curves.png; without matplotlib (a development dependency) say so and go on."""
+        try:
+            import matplotlib
+        except ModuleNotFoundError:
+            click.echo("no curves.png: matplotlib is not installed (pip install matplotlib)", err=True)
+            return
+        if not self._csv.is_file():
+            return
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        with self._csv.open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        stages = list(dict.fromkeys(row["stage"] for row in rows))
+        figure, axes = pyplot.subplots(1, len(stages), figsize=(4 * len(stages), 3), squeeze=False)
+        for axis, stage in zip(axes[0], stages, strict=True):
+            mine = [row for row in rows if row["stage"] == stage]
+            right = axis.twinx()
+            for name in _COLUMNS[3:]:
+                points = [(int(row["epoch"]), float(row[name])) for row in mine if row[name]]
+                if points:
+                    target = right if name.endswith("r10") else axis
+                    target.plot(*zip(*points, strict=True), "--" if target is right else "-", label=name)
+            axis.set(title=stage, xlabel="epoch", ylabel="loss (lines), R@10 (dashes)")
+            figure.legend(*axis.get_legend_handles_labels(), loc="upper right")
+        figure.tight_layout()
+        figure.savefig(self._png, dpi=100)
+        pyplot.close(figure)

@@ -1,0 +1,128 @@
+"""Measure a model on a split: Recall@K both ways, and captions with and without retrieved evidence.
+
+Everything goes through the Model contract (prepare, forward, finish), so the figures are those of what is served.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from revln.errors import ValidationFailed
+from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Model, Operation
+from revln.training.data import Example, Pictures, read_captions
+from revln.training.metrics import score_captions
+from revln.training.recall import recall_both_ways
+
+__all__ = ["EvalOptions", "evaluate", "run_model"]
+
+# Retrieved captions a picture; the model shows as many of them to its decoder as it was trained with.
+_EVIDENCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class EvalOptions:
+    """One field for each option of `revln eval`."""
+
+    data: Path
+    images: Path
+    split: str = "dev"
+    store: Path | None = None  # captions.jsonl to retrieve evidence from
+    store_split: str = "train"
+    limit: int | None = None  # pictures
+    captions: bool = True
+    examples: int = 0  # captions to be returned for reading
+    num_beams: int = 3
+
+
+def evaluate(model: Model, options: EvalOptions) -> dict[str, Any]:
+    """One JSON object. ``caption`` is None without a store; both caption scores are None without captions.
+
+    Raises:
+        ValidationFailed: a file is missing or malformed.
+    """
+    started = time.monotonic()
+    examples = read_captions(options.data, options.split)[: options.limit]
+    store = read_captions(options.store, options.store_split) if options.store else []
+    pictures = Pictures(options.images)
+    images = run_model(model, Operation.EMBED_IMAGE, [example.file for example in examples], pictures)
+    owner = [i for i, example in enumerate(examples) for _ in example.captions]
+    texts = run_model(model, Operation.EMBED_TEXT, [text for example in examples for text in example.captions])
+    i2t, t2i = recall_both_ways(np.stack(images), np.stack(texts), owner)
+    report: dict[str, Any] = {
+        "model": model.info.name,
+        "fingerprint": model.info.fingerprint,
+        "split": options.split,
+        "n_images": len(examples),
+        "i2t": i2t.as_dict(),
+        "t2i": t2i.as_dict(),
+        "caption": None,
+        "caption_no_retrieval": None,
+    }
+    if options.captions:
+        bare = [()] * len(examples)
+        report["caption_no_retrieval"], plain = _captions(model, examples, pictures, bare, options)
+        told = plain
+        if store:
+            evidence = _retrieve(model, np.stack(images), examples, store)
+            report["caption"], told = _captions(model, examples, pictures, evidence, options)
+        shown = zip(examples, told, plain, strict=True)
+        lines = [{"file": e.file, "caption": a, "no_retrieval": b, "reference": e.captions[0]} for e, a, b in shown]
+        if options.examples:
+            report["examples"] = lines[:: max(1, len(lines) // options.examples)][: options.examples]
+    return report | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def run_model(model: Model, operation: Operation, items: Sequence[Any], pictures: Pictures | None = None) -> list[Any]:
+    """All items in batches, in order. Items are file names where ``pictures`` is given for an image operation."""
+    out: list[Any] = []
+    size = model.max_batch(operation)
+    for start in tqdm(range(0, len(items), size), desc=operation.value, unit="batch"):
+        batch = items[start : start + size]
+        ready = [model.prepare(operation, pictures[item] if pictures else item) for item in batch]
+        out += [model.finish(operation, raw) for raw in model.forward(operation, ready)]
+    return out
+
+
+def _retrieve(
+    model: Model, images: npt.NDArray[np.float32], examples: Sequence[Example], store: Sequence[Example]
+) -> list[tuple[Evidence, ...]]:
+    """The nearest captions of the store for each picture, its own never among them."""
+    texts = [(example.file, text) for example in store for text in example.captions]
+    vectors = np.stack(run_model(model, Operation.EMBED_TEXT, [text for _, text in texts]))
+    files = np.array([file for file, _ in texts])
+    if len(set(files)) < 2:
+        raise ValidationFailed("the store holds the captions of one picture; evidence needs at least two")
+    out = []
+    for image, example in zip(images, examples, strict=True):
+        scores = np.where(files == example.file, -np.inf, vectors @ image)
+        best = np.argsort(-scores)[:_EVIDENCE]
+        out.append(tuple(Evidence(str(j), texts[j][1], float(scores[j])) for j in best))
+    return out
+
+
+def _captions(
+    model: Model,
+    examples: Sequence[Example],
+    pictures: Pictures,
+    evidence: Sequence[tuple[Evidence, ...]],
+    options: EvalOptions,
+) -> tuple[dict[str, float], list[str]]:
+    decoding = CaptionOptions(num_beams=options.num_beams)
+    texts: list[str] = []
+    size = model.max_batch(Operation.CAPTION)
+    # In small steps, so that a thousand decoded pictures are never in memory at once.
+    for start in tqdm(range(0, len(examples), size), desc="caption", unit="batch"):
+        rows = range(start, min(start + size, len(examples)))
+        requests = [CaptionRequest(pictures[examples[i].file], evidence[i], options=decoding) for i in rows]
+        ready = [model.prepare(Operation.CAPTION, request) for request in requests]
+        for raw in model.forward(Operation.CAPTION, ready):
+            texts.append(model.finish(Operation.CAPTION, raw)[0].text)
+    return score_captions(texts, [example.captions for example in examples]), texts
