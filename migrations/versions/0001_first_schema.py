@@ -1,7 +1,7 @@
 """First schema
 
 Revision ID: 0001
-Revises:
+Revises: nothing
 """
 
 from __future__ import annotations
@@ -28,11 +28,7 @@ def upgrade() -> None:
         sa.Column("dim", sa.Integer(), nullable=False),
         sa.Column("head_seq", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("count", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column(
-            "metadata",
-            _JSON,
-            nullable=False,
-        ),
+        sa.Column("metadata", _JSON, nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("updated_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_collections")),
@@ -49,16 +45,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("fingerprint", "content_key", name=op.f("pk_embeddings")),
     )
     op.create_table(
-        "images",
-        sa.Column("sha256", sa.String(length=64), nullable=False),
-        sa.Column("media_type", sa.String(length=64), nullable=False),
-        sa.Column("width", sa.Integer(), nullable=False),
-        sa.Column("height", sa.Integer(), nullable=False),
-        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("created_at", sa.Double(), nullable=False),
-        sa.PrimaryKeyConstraint("sha256", name=op.f("pk_images")),
-    )
-    op.create_table(
         "jobs",
         sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("kind", sa.String(length=32), nullable=False),
@@ -68,16 +54,8 @@ def upgrade() -> None:
         sa.Column("model_fingerprint", sa.String(length=128), nullable=True),
         sa.Column("collection", sa.String(length=64), nullable=True),
         sa.Column("tag", sa.String(length=256), nullable=True),
-        sa.Column(
-            "input",
-            _JSON,
-            nullable=False,
-        ),
-        sa.Column(
-            "metadata",
-            _JSON,
-            nullable=False,
-        ),
+        sa.Column("input", _JSON, nullable=False),
+        sa.Column("metadata", _JSON, nullable=False),
         sa.Column("total", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("succeeded", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("failed", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
@@ -88,11 +66,7 @@ def upgrade() -> None:
         sa.Column("chunks_canceled", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("chunks_expired", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("version", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column(
-            "error",
-            _JSON,
-            nullable=True,
-        ),
+        sa.Column("error", _JSON, nullable=True),
         sa.Column("idempotency_key", sa.String(length=255), nullable=True),
         sa.Column("request_sha256", sa.String(length=64), nullable=True),
         sa.Column("created_at", sa.Double(), nullable=False),
@@ -115,17 +89,9 @@ def upgrade() -> None:
         sa.Column("id", sa.String(length=128), nullable=False),
         sa.Column("host", sa.String(length=255), nullable=False),
         sa.Column("pid", sa.Integer(), nullable=False),
-        sa.Column(
-            "queues",
-            _JSON,
-            nullable=False,
-        ),
+        sa.Column("queues", _JSON, nullable=False),
         sa.Column("device", sa.String(length=32), nullable=False),
-        sa.Column(
-            "models",
-            _JSON,
-            nullable=False,
-        ),
+        sa.Column("models", _JSON, nullable=False),
         sa.Column("started_at", sa.Double(), nullable=False),
         sa.Column("heartbeat_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_workers")),
@@ -145,20 +111,12 @@ def upgrade() -> None:
         sa.Column("published_at", sa.Double(), nullable=True),
         sa.Column("first_index", sa.BigInteger(), nullable=False),
         sa.Column("n_items", sa.Integer(), nullable=False),
-        sa.Column(
-            "items",
-            _JSON,
-            nullable=True,
-        ),
+        sa.Column("items", _JSON, nullable=True),
         sa.Column("source_offset", sa.BigInteger(), nullable=True),
         sa.Column("source_length", sa.BigInteger(), nullable=True),
         sa.Column("succeeded", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("failed", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column(
-            "error",
-            _JSON,
-            nullable=True,
-        ),
+        sa.Column("error", _JSON, nullable=True),
         sa.Column("started_at", sa.Double(), nullable=True),
         sa.Column("finished_at", sa.Double(), nullable=True),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_chunks_job_id_jobs"), ondelete="CASCADE"),
@@ -174,11 +132,7 @@ def upgrade() -> None:
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("job_id", sa.String(length=36), nullable=False),
         sa.Column("type", sa.String(length=32), nullable=False),
-        sa.Column(
-            "data",
-            _JSON,
-            nullable=False,
-        ),
+        sa.Column("data", _JSON, nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_events_job_id_jobs"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
@@ -206,11 +160,7 @@ def upgrade() -> None:
         sa.Column("content_key", sa.String(length=80), nullable=True),
         sa.Column("vector", sa.LargeBinary(), nullable=True),
         sa.Column("text", sa.Text(), nullable=True),
-        sa.Column(
-            "metadata",
-            _JSON,
-            nullable=True,
-        ),
+        sa.Column("metadata", _JSON, nullable=True),
         sa.Column("image_sha256", sa.String(length=64), nullable=True),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(
@@ -225,11 +175,7 @@ def upgrade() -> None:
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("first_index", sa.BigInteger(), nullable=False),
         sa.Column("n_items", sa.Integer(), nullable=False),
-        sa.Column(
-            "items",
-            _JSON,
-            nullable=False,
-        ),
+        sa.Column("items", _JSON, nullable=False),
         sa.Column("vectors", sa.LargeBinary(), nullable=True),
         sa.ForeignKeyConstraint(
             ["job_id", "number"],
@@ -268,7 +214,6 @@ def downgrade() -> None:
         batch_op.drop_index("ix_jobs_created_at_id")
 
     op.drop_table("jobs")
-    op.drop_table("images")
     op.drop_table("embeddings")
     with op.batch_alter_table("collections", schema=None) as batch_op:
         batch_op.drop_index("uq_collections_name")

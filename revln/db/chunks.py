@@ -21,7 +21,6 @@ from revln.jobs.state import ChunkState
 __all__ = [
     "ChunkResult",
     "Claim",
-    "Heartbeat",
     "bury_chunk",
     "bury_locked",
     "claim_chunk",
@@ -65,14 +64,6 @@ class ChunkResult:
     @property
     def failed(self) -> int:
         return sum(1 for item in self.items if item.get("error") is not None)
-
-
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
-    """What a renewed lease learned: whether it still holds, and whether the job should stop."""
-
-    held: bool
-    cancel_requested: bool
 
 
 def _is(job_id: str, number: int) -> Any:
@@ -147,28 +138,27 @@ _CLAIMED = (
 )
 
 
-def heartbeat(db: Database, claims: Sequence[Claim], lease_s: float) -> list[Heartbeat]:
-    """Renew leases, in one transaction; one answer for each claim."""
-    answers = []
+def heartbeat(db: Database, claims: Sequence[Claim], lease_s: float) -> list[bool]:
+    """Renew leases, in one transaction; for each claim, whether it still holds."""
     with db.write() as connection:
-        for claim in claims:
-            held = connection.execute(
-                update(tables.chunks).where(_held(claim)).values(lease_until=db_now() + lease_s)
-            ).rowcount
-            canceled = connection.scalar(
-                select(tables.jobs.c.cancel_requested_at).where(tables.jobs.c.id == claim.job.id)
+        return [
+            bool(
+                connection.execute(
+                    update(tables.chunks).where(_held(claim)).values(lease_until=db_now() + lease_s)
+                ).rowcount
             )
-            answers.append(Heartbeat(held=bool(held), cancel_requested=canceled is not None))
-    return answers
+            for claim in claims
+        ]
 
 
 def finish_chunk(
     db: Database,
     claim: Claim,
-    result: ChunkResult,
-    apply: Callable[[Connection, ChunkResult], ChunkResult] | None = None,
+    make_result: Callable[[Connection], ChunkResult],
 ) -> Job:
-    """Write state, result and counters in one transaction; ``apply`` adds a kind's own writes to it.
+    """Write state, result and counters in one transaction.
+
+    ``make_result`` is called inside it, once the fence has held, so that a kind can add its own writes.
 
     Raises:
         LeaseLost: the chunk is no longer ours; nothing was written.
@@ -176,8 +166,7 @@ def finish_chunk(
     with db.write() as connection:
         job = _lock_for(connection, claim)
         before = _fence(connection, claim, {"state": ChunkState.SUCCEEDED, "finished_at": db_now()})
-        if apply is not None:
-            result = apply(connection, result)
+        result = make_result(connection)
         succeeded, failed = len(result.items) - result.failed, result.failed
         connection.execute(
             update(tables.chunks)

@@ -6,12 +6,12 @@ different orders would wait for each other for ever.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, literal, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, literal, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from revln.db import tables
@@ -26,6 +26,8 @@ __all__ = [
     "NewJob",
     "add_event",
     "cancel_job",
+    "cancel_requested",
+    "count_by_status",
     "count_open_items",
     "delete_job",
     "drain_rate",
@@ -291,6 +293,28 @@ def count_open_items(connection: Connection) -> int:
         columns.status.in_([JobStatus.QUEUED, JobStatus.RUNNING])
     )
     return int(connection.scalar(query) or 0)
+
+
+def count_by_status(connection: Connection) -> list[tuple[str, str, int, int]]:
+    """(kind, status, jobs, items not yet done) for each kind and status there is."""
+    columns = tables.jobs.c
+    open_items = case(
+        (columns.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]), columns.total - columns.succeeded - columns.failed),
+        else_=0,
+    )
+    query = select(columns.kind, columns.status, func.count(), func.sum(open_items)).group_by(
+        columns.kind, columns.status
+    )
+    return [(kind, status, int(count), int(waiting)) for kind, status, count, waiting in connection.execute(query)]
+
+
+def cancel_requested(connection: Connection, job_ids: Collection[str]) -> set[str]:
+    """Those of the jobs that somebody wants canceled, or that are gone."""
+    columns = tables.jobs.c
+    rows = connection.execute(
+        select(columns.id, columns.cancel_requested_at).where(columns.id.in_(list(job_ids)))
+    ).all()
+    return set(job_ids) - {row.id for row in rows if row.cancel_requested_at is None}
 
 
 def drain_rate(connection: Connection) -> float:

@@ -29,7 +29,6 @@ __all__ = [
     "collections",
     "embeddings",
     "events",
-    "images",
     "items",
     "jobs",
     "metadata",
@@ -147,17 +146,6 @@ events = Table(
     Column("data", _Json, nullable=False),
     Column("created_at", Double, nullable=False),
     Index("ix_events_job_id_id", "job_id", "id"),
-)
-
-images = Table(
-    "images",
-    metadata,
-    Column("sha256", _Sha256, primary_key=True),
-    Column("media_type", String(64), nullable=False),
-    Column("width", Integer, nullable=False),
-    Column("height", Integer, nullable=False),
-    Column("size_bytes", BigInteger, nullable=False),
-    Column("created_at", Double, nullable=False),
 )
 
 embeddings = Table(

@@ -43,6 +43,7 @@ class JobKind:
         timeout_s: how long one chunk may run before it is given up.
         max_attempts: how often a chunk is claimed before it is dead.
         items_field: the input's field that holds what is cut into chunks.
+        source_field: the input's field that names an uploaded file of them instead.
     """
 
     name: str
@@ -52,6 +53,7 @@ class JobKind:
     timeout_s: float
     max_attempts: int
     items_field: str = "items"
+    source_field: str = "manifest"
 
 
 KINDS: dict[str, JobKind] = {

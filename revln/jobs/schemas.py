@@ -10,7 +10,16 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 __all__ = [
     "CaptionInput",
@@ -23,6 +32,7 @@ __all__ = [
     "Item",
     "ItemsInput",
     "ManifestRef",
+    "Query",
     "QueryPart",
     "SearchInput",
     "SearchResult",
@@ -165,7 +175,13 @@ class QueryPart(_Strict):
         return self
 
 
-Query = QueryPart | Annotated[list[QueryPart], Field(min_length=1, max_length=32)]
+# Told apart by their JSON type, so that an error speaks of the one that was meant. The tags stand in an error's
+# location; the parentheses mark them as no step into the body.
+Query = Annotated[
+    Annotated[QueryPart, Tag("(part)")]
+    | Annotated[list[QueryPart], Field(min_length=1, max_length=32), Tag("(parts)")],
+    Discriminator(lambda value: "(parts)" if isinstance(value, list) else "(part)"),
+]
 
 
 class SearchInput(_Strict):

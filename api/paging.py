@@ -1,0 +1,30 @@
+"""Opaque cursors: where the page before ended."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from revln.errors import FieldError, ValidationFailed
+
+__all__ = ["decode_cursor", "encode_cursor"]
+
+
+def encode_cursor(position: list[Any]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str | None, *types: type) -> list[Any] | None:
+    """The position, whose parts must be of ``types``. Raises ValidationFailed for a cursor that we did not make."""
+    if cursor is None:
+        return None
+    try:
+        position = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except (ValueError, RecursionError):
+        position = None
+    right = isinstance(position, list) and len(position) == len(types)
+    if not right or not all(isinstance(part, wanted) for part, wanted in zip(position, types, strict=True)):
+        detail = "not a cursor of this listing; use next_cursor of the page before, or leave it out"
+        raise ValidationFailed(f"/cursor: {detail}", (FieldError(detail, "/cursor"),))
+    return list(position)

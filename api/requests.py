@@ -1,0 +1,89 @@
+"""Request bodies. The union of all kinds is made from `KINDS`, which is their only declaration."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, create_model
+
+from revln.errors import FieldError, ValidationFailed
+from revln.jobs.kinds import KINDS, Priority
+from revln.jobs.schemas import MAX_METADATA_KEYS
+
+__all__ = ["JobRequest", "SubmitBody", "check_storable"]
+
+MAX_DEADLINE_S = 30 * 86_400.0
+MAX_RETENTION_S = 3_650 * 86_400.0
+
+
+class SubmitBody(BaseModel):
+    """What every kind of job may carry beside its input."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, protected_namespaces=())
+
+    kind: str
+    input: BaseModel
+    model: Annotated[str, Field(max_length=128)] | None = Field(None, description="A name from GET /v1/models.")
+    priority: Priority = Field(Priority.NORMAL, description="Which queue: interactive, normal or bulk.")
+    metadata: Annotated[dict[str, JsonValue], Field(max_length=MAX_METADATA_KEYS)] = Field(
+        default_factory=dict, description="Yours; given back with the job. `tag` in it can be listed by."
+    )
+    deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)] | None = Field(
+        None, description="Seconds from now after which the job expires."
+    )
+    retention_s: Annotated[float, Field(ge=1, le=MAX_RETENTION_S)] | None = Field(
+        None, description="Seconds that the finished job and its result are kept."
+    )
+
+
+def _tag(name: str) -> str:
+    return f"({name})"
+
+
+def _kind_of(body: Any) -> str | None:
+    kind = body.get("kind") if isinstance(body, dict) else getattr(body, "kind", None)
+    return _tag(kind) if isinstance(kind, str) else None
+
+
+_BODIES: list[Any] = [
+    Annotated[
+        create_model(
+            f"{kind.name.capitalize()}Job",
+            __base__=SubmitBody,
+            kind=(Literal[kind.name], ...),  # type: ignore[arg-type]
+            input=(kind.input, ...),
+        ),
+        Tag(_tag(kind.name)),
+    ]
+    for kind in KINDS.values()
+]
+
+JobRequest: Any = Annotated[
+    functools.reduce(operator.or_, _BODIES),
+    Discriminator(
+        _kind_of,
+        custom_error_type="union_tag_unknown",
+        custom_error_message=f"the kind of job must be one of {', '.join(KINDS)}",
+    ),
+]
+
+
+def check_storable(value: Any, pointer: str = "") -> None:
+    """Refuse text that PostgreSQL cannot keep: NUL, and halves of surrogate pairs.
+
+    Raises:
+        ValidationFailed: with the place of the first one.
+    """
+    if isinstance(value, str):
+        if "\x00" in value or any("\ud800" <= char <= "\udfff" for char in value):
+            detail = "this text holds a NUL character or an unpaired surrogate, which cannot be stored"
+            raise ValidationFailed(f"{pointer}: {detail}", (FieldError(detail, pointer),))
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            check_storable(key, pointer)
+            check_storable(inner, f"{pointer}/{key}")
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            check_storable(inner, f"{pointer}/{place}")

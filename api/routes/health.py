@@ -1,0 +1,92 @@
+"""/healthz, /readyz and /metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import redis.asyncio
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from redis.exceptions import RedisError
+from starlette.responses import JSONResponse
+
+from api.state import ApiState, State
+from revln import __version__
+from revln.broker import canary_key, redis_url
+from revln.db.jobs import count_by_status, drain_rate
+from revln.db.workers import list_workers
+from revln.errors import RevlnError
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["health"])
+
+_CANARY_S = 5.0
+
+
+@router.get("/healthz", summary="The API process answers")
+def healthz() -> dict[str, str]:
+    return {"status": "ok", "version": __version__}
+
+
+@router.get("/readyz", summary="Database, Redis and a worker answer", responses={503: {"description": "Not ready"}})
+async def readyz(state: State) -> JSONResponse:
+    """The worker's part is a canary: a message through Celery that a worker thread answers, its model loaded."""
+    database, broker, worker = await asyncio.gather(
+        run_sync(_database, state), run_sync(_broker, state), _worker(state)
+    )
+    parts = {"database": database, "redis": broker, "worker": worker}
+    ready = all(answer == "ok" for answer in parts.values())
+    return JSONResponse({"ready": ready, **parts}, 200 if ready else 503)
+
+
+def _database(state: ApiState) -> str:
+    try:
+        with state.db.read() as connection:
+            connection.exec_driver_sql("SELECT 1")
+    except RevlnError as err:
+        return err.message
+    return "ok"
+
+
+def _broker(state: ApiState) -> str:
+    try:
+        state.dispatcher.ping()
+    except RedisError as err:
+        return f"Redis does not answer: {type(err).__name__}"
+    return "ok"
+
+
+async def _worker(state: ApiState) -> str:
+    nonce = uuid4().hex
+    client = redis.asyncio.Redis.from_url(
+        redis_url(state.settings), decode_responses=True, socket_connect_timeout=2, socket_timeout=_CANARY_S + 1
+    )
+    try:
+        await run_sync(state.dispatcher.send_canary, nonce)
+        answer: Any = await client.blpop([canary_key(nonce)], timeout=_CANARY_S)
+    except Exception as err:  # noqa: BLE001 - whatever stops the message is the answer
+        return f"the canary could not be sent: {type(err).__name__}"
+    finally:
+        await client.aclose()
+    return "ok" if answer else f"no worker answered within {_CANARY_S:g} s"
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+def metrics(state: State) -> Response:
+    """Read from SQL at every scrape, so that every API process tells the same."""
+    registry = CollectorRegistry()
+    jobs = Gauge("revln_jobs", "Jobs kept, by kind and status.", ["kind", "status"], registry=registry)
+    items = Gauge("revln_open_items", "Items accepted and not yet done.", ["kind"], registry=registry)
+    workers = Gauge("revln_workers", "Workers heard of within 30 s.", registry=registry)
+    rate = Gauge("revln_items_per_second", "Items finished per second over the last minute.", registry=registry)
+    with state.db.read() as connection:
+        for kind, status, count, waiting in count_by_status(connection):
+            jobs.labels(kind, status).set(count)
+            items.labels(kind).inc(waiting)
+        workers.set(len(list_workers(connection)))
+        rate.set(drain_rate(connection))
+    return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,0 +1,86 @@
+"""/v1/images: content-addressed upload, and thumbnails."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.datastructures import UploadFile
+from starlette.responses import JSONResponse
+
+from api.state import ApiState, State
+from revln.errors import FieldError, ItemNotFound, NotFound, ValidationFailed
+from revln.images import THUMBNAIL_MEDIA_TYPE, THUMBNAIL_WIDTHS, inspect_image, thumbnail
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1/images", tags=["images"])
+
+_FOREVER = "public, max-age=31536000, immutable"  # the address is the content
+_FORM = "multipart/form-data"
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Upload a picture, raw or as a multipart form's file",
+    responses={200: {"description": "Known already"}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "image/*": {"schema": {"type": "string", "format": "binary"}},
+                _FORM: {"schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}},
+            },
+        }
+    },
+)
+async def upload(request: Request, state: State) -> Response:
+    if request.headers.get("content-type", "").startswith(_FORM):
+        async with request.form(max_files=1, max_fields=8) as form:
+            files = [value for value in form.values() if isinstance(value, UploadFile)]
+            if len(files) != 1:
+                detail = f"a form must carry exactly one file; this one carries {len(files)}"
+                raise ValidationFailed(detail, (FieldError(detail, ""),))
+            data = await files[0].read()
+    else:
+        data = await request.body()
+    known, body = await run_sync(_store, state, data)
+    return JSONResponse(body, 200 if known else 201, {"Location": f"/v1/images/{body['sha256']}"})
+
+
+def _store(state: ApiState, data: bytes) -> tuple[bool, dict[str, Any]]:
+    facts = inspect_image(data, state.image_limits)
+    known = state.blobs.exists(facts.sha256, "images")
+    if not known:
+        state.blobs.put(data, "images")
+    return known, {
+        "sha256": facts.sha256,
+        "media_type": facts.media_type,
+        "width": facts.width,
+        "height": facts.height,
+        "size_bytes": facts.size_bytes,
+    }
+
+
+@router.get(
+    "/{sha256}",
+    summary="The picture, or a thumbnail of it",
+    response_class=Response,
+    responses={200: {"content": {"image/*": {}}}},
+)
+def fetch(
+    sha256: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")],
+    state: State,
+    width: Annotated[int | None, Query(ge=THUMBNAIL_WIDTHS[0], le=THUMBNAIL_WIDTHS[1])] = None,
+) -> Response:
+    try:
+        data = state.blobs.get(sha256, "images")
+    except ItemNotFound as err:
+        raise NotFound(f"There is no image {sha256}. POST /v1/images uploads one.") from err
+    headers = {"Cache-Control": _FOREVER, "ETag": f'"{sha256}-{width or 0}"', "X-Content-Type-Options": "nosniff"}
+    if width is not None:
+        return Response(thumbnail(data, state.image_limits, width), media_type=THUMBNAIL_MEDIA_TYPE, headers=headers)
+    facts = inspect_image(data, state.image_limits)
+    return Response(data, media_type=facts.media_type, headers=headers)

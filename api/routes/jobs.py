@@ -1,0 +1,252 @@
+"""/v1/jobs: submit, read, wait, list, result, events, cancel, retry, delete."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import AsyncIterable
+from datetime import datetime
+from typing import Annotated, Any
+
+import numpy as np
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.responses import JSONResponse
+
+from api.paging import decode_cursor, encode_cursor
+from api.requests import JobRequest, SubmitBody
+from api.state import ApiState, State
+from api.submission import submit
+from api.views import etag, job_view, result_view, timestamp
+from revln.db import jobs as db_jobs
+from revln.db.jobs import Job, JobFilter
+from revln.db.results import result_items
+from revln.errors import FieldError, UnsupportedMedia, ValidationFailed
+from revln.jobs.kinds import KINDS, queue_name
+from revln.jobs.state import JobStatus
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+_NPY = "application/x-npy"
+_PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})", re.IGNORECASE)
+_INLINE_RESULT_ITEMS = 1_000  # `Prefer: wait` answers with at most one page of the result
+
+Wait = Annotated[float, Query(ge=0, le=600, description="Hold the answer up to this many seconds for a change.")]
+Limit = Annotated[int, Query(ge=1, le=10_000)]
+JobId = Annotated[str, Depends(lambda job_id: job_id)]
+
+
+def _read(state: ApiState, job_id: str) -> tuple[Job, int | None]:
+    with state.db.read() as connection:
+        job = db_jobs.get_job(connection, job_id)
+        return job, db_jobs.queue_position(connection, job)
+
+
+def _page(state: ApiState, job: Job, offset: int, limit: int) -> dict[str, Any]:
+    with state.db.read() as connection:
+        page = result_items(connection, job.id, offset, limit)
+    dim = state.catalog.describe(job.model).dim if job.model in state.catalog.names else None
+    return result_view(job, page, dim)
+
+
+def _answer(state: ApiState, job: Job, position: int | None, status: int = 200, **more: Any) -> JSONResponse:
+    body = {**job_view(job, state.settings, position), **more}
+    return JSONResponse(body, status, {"ETag": etag(job)})
+
+
+@router.post("", status_code=202, summary="Submit a job", responses={200: {"description": "Done within Prefer: wait"}})
+async def submit_job(
+    body: JobRequest,
+    state: State,
+    prefer: Annotated[str | None, Header(description="`wait=N` holds the answer up to N seconds (RFC 7240).")] = None,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+) -> Response:
+    """Accept a job: it is committed when this answers. The same Idempotency-Key and body give the same job."""
+    assert isinstance(body, SubmitBody)
+    job, _ = await run_sync(submit, state, body, idempotency_key)
+    wait_s = _wait_preferred(prefer)
+    position = None
+    headers = {"Location": job_view(job, state.settings)["urls"]["self"]}
+    more: dict[str, Any] = {}
+    if wait_s is not None:
+        headers["Preference-Applied"] = f"wait={wait_s:g}"
+        job, position = await _until(state, job.id, lambda now: now.status.done, wait_s)
+        if job.status.done:
+            more["result"] = await run_sync(_page, state, job, 0, _INLINE_RESULT_ITEMS)
+    else:
+        _, position = await run_sync(_read, state, job.id)
+    status = 200 if "result" in more else 202
+    response = await run_sync(lambda: _answer(state, job, position, status, **more))
+    response.headers.update(headers)
+    return response
+
+
+def _wait_preferred(prefer: str | None) -> float | None:
+    """RFC 7240: a preference that is not understood is ignored."""
+    found = _PREFER_WAIT.search(prefer or "")
+    return float(found.group(1)) if found else None
+
+
+async def _until(state: ApiState, job_id: str, enough: Any, wait_s: float) -> tuple[Job, int | None]:
+    """The job once ``enough(job)`` holds or the wait is over; no thread is held in between."""
+    latest: list[tuple[Job, int | None]] = []
+
+    async def look() -> bool | None:
+        latest[:] = [await run_sync(_read, state, job_id)]
+        return True if enough(latest[0][0]) else None
+
+    await state.waiter.until(job_id, look, min(wait_s, state.settings.max_wait_s))
+    return latest[0]
+
+
+@router.get("", summary="List jobs, newest first")
+def list_jobs(
+    state: State,
+    status: JobStatus | None = None,
+    kind: Annotated[str | None, Query(json_schema_extra={"enum": list(KINDS)})] = None,
+    collection: str | None = None,
+    tag: str | None = None,
+    created_after: datetime | None = None,
+    limit: Annotated[int, Query(ge=1, le=1_000)] = 50,
+    cursor: str | None = None,
+) -> dict[str, Any]:
+    if kind is not None and kind not in KINDS:
+        detail = f"there is no kind {kind!r}; there are {', '.join(KINDS)}"
+        raise ValidationFailed(f"/kind: {detail}", (FieldError(detail, "/kind"),))
+    wanted = JobFilter(
+        status=status,
+        kind=kind,
+        collection=_plain(collection),
+        tag=_plain(tag),
+        created_after=created_after.timestamp() if created_after else None,
+    )
+    position = decode_cursor(cursor, float, str)
+    with state.db.read() as connection:
+        found = db_jobs.list_jobs(connection, wanted, limit + 1, (position[0], position[1]) if position else None)
+    page = found[:limit]
+    more = encode_cursor([page[-1].created_at, page[-1].id]) if len(found) > limit else None
+    return {"jobs": [job_view(job, state.settings) for job in page], "next_cursor": more}
+
+
+def _plain(value: str | None) -> str | None:
+    # PostgreSQL refuses NUL in a text, and no stored text has one: nothing matches either way.
+    return value.replace("\x00", "\ufffd") if value is not None else None
+
+
+@router.get("/{job_id}", summary="Read a job, or wait for it to change")
+async def get_job(
+    job_id: str,
+    state: State,
+    wait: Wait = 0,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """With `wait`, answers as soon as the job differs from `If-None-Match` (or from now), or is done."""
+    job_id = _plain(job_id) or job_id
+    job, position = await run_sync(_read, state, job_id)
+    known = if_none_match or etag(job)
+    if wait and not job.status.done and etag(job) == known:
+        job, position = await _until(state, job_id, lambda now: now.status.done or etag(now) != known, wait)
+    if if_none_match == etag(job):
+        return Response(status_code=304, headers={"ETag": etag(job)})
+    return _answer(state, job, position)
+
+
+@router.get(
+    "/{job_id}/result",
+    summary="Read the items that are done, also while the job runs",
+    responses={200: {"content": {"application/json": {}, _NPY: {}}}},
+)
+def get_result(
+    job_id: str,
+    request: Request,
+    state: State,
+    offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
+    limit: Limit = 1_000,
+) -> Response:
+    """As JSON, or with `Accept: application/x-npy` as a float32 array: row i is item offset + i, NaN if not done."""
+    with state.db.read() as connection:
+        job = db_jobs.get_job(connection, _plain(job_id) or job_id)
+    headers = {"ETag": etag(job)}
+    if _NPY in request.headers.get("accept", ""):
+        return Response(_as_npy(state, job, offset, limit), media_type=_NPY, headers=headers)
+    # Not JSONResponse: a page of vectors is long, and this route already runs in a thread of its own.
+    return Response(json.dumps(_page(state, job, offset, limit)), media_type="application/json", headers=headers)
+
+
+def _as_npy(state: ApiState, job: Job, offset: int, limit: int) -> bytes:
+    if job.kind != "embed" or job.model is None:
+        raise UnsupportedMedia(f"A {job.kind} job has no vectors; ask for application/json.")
+    with state.db.read() as connection:
+        page = result_items(connection, job.id, offset, limit)
+    dim = next((len(vector) for _, vector in page if vector is not None), None) or state.catalog.describe(job.model).dim
+    rows = np.full((max(0, min(limit, job.total - offset)), dim or 0), np.nan, dtype=np.float32)
+    for item, vector in page:
+        if vector is not None:
+            rows[item["index"] - offset] = vector
+    out = io.BytesIO()
+    np.save(out, rows, allow_pickle=False)
+    return out.getvalue()
+
+
+def _existing(job_id: str, state: State) -> str:
+    """Answers 404 before a stream begins: afterwards the status has been sent."""
+    with state.db.read() as connection:
+        return db_jobs.get_job(connection, _plain(job_id) or job_id).id
+
+
+@router.get("/{job_id}/events", summary="Follow a job (server-sent events)", response_class=EventSourceResponse)
+async def follow(
+    job_id: Annotated[str, Depends(_existing)],
+    state: State,
+    last_event_id: Annotated[int, Header(ge=0, le=2**53)] = 0,
+) -> AsyncIterable[ServerSentEvent]:
+    """From the event log in SQL, so it survives a restart of the API; ends when the job has ended."""
+    seen = last_event_id
+
+    def fetch() -> tuple[list[dict[str, Any]], bool]:
+        with state.db.read() as connection:
+            found = db_jobs.events_after(connection, job_id, seen)
+            return found, db_jobs.get_job(connection, job_id).status.done
+
+    async def look() -> tuple[list[dict[str, Any]], bool] | None:
+        events, done = await run_sync(fetch)
+        return (events, done) if events or done else None
+
+    while not state.waiter.closing.is_set():
+        news = await state.waiter.until(job_id, look, state.settings.max_wait_s)
+        if news is None:
+            continue
+        events, done = news
+        for event in events:
+            seen = event["id"]
+            data = {**event["data"], "job_id": job_id, "at": timestamp(event["created_at"])}
+            yield ServerSentEvent(data=data, event=event["type"], id=str(seen))
+        if done and not events:
+            return
+
+
+@router.post("/{job_id}/cancel", summary="Cancel: queued chunks now, running ones at their next batch")
+def cancel_job(job_id: str, state: State) -> Response:
+    job = db_jobs.cancel_job(state.db, _plain(job_id) or job_id)
+    state.publisher.announce(job.id)
+    return _answer(state, job, None)
+
+
+@router.post("/{job_id}/retry", status_code=202, summary="Run again what failed, was canceled or expired")
+def retry_job(job_id: str, state: State) -> Response:
+    with state.db.read() as connection:
+        kind = KINDS[db_jobs.get_job(connection, _plain(job_id) or job_id).kind]
+    job = db_jobs.retry_job(state.db, job_id, kind.max_attempts)
+    state.publisher.publish(queue_name(job.kind, job.priority))
+    state.publisher.announce(job.id)
+    return _answer(state, job, None, 202)
+
+
+@router.delete("/{job_id}", status_code=204, summary="Delete a finished job and its result")
+def delete_job(job_id: str, state: State) -> Response:
+    db_jobs.delete_job(state.db, _plain(job_id) or job_id)
+    return Response(status_code=204)

@@ -1,0 +1,38 @@
+"""/v1/manifests: upload a JSON-lines file of items, for jobs too long for one body."""
+
+from __future__ import annotations
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse
+
+from api.state import State
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1/manifests", tags=["manifests"])
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Upload a manifest: one item a line",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/jsonl": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+)
+async def upload(request: Request, state: State) -> JSONResponse:
+    """Streamed to the blob store, never held in memory. Its lines are checked one by one when a job reads them."""
+    lines = 0
+    last = b"\n"
+    with await run_sync(state.blobs.writer, "manifests", state.settings.max_manifest_bytes) as writer:
+        async for piece in request.stream():
+            if piece:
+                await run_sync(writer.write, piece)
+                lines += piece.count(b"\n")
+                last = piece[-1:]
+        sha256, size = await run_sync(writer.commit)
+    return JSONResponse({"sha256": sha256, "lines": lines + (last != b"\n"), "size_bytes": size}, 201)

@@ -1,0 +1,49 @@
+"""What the API's routes share: the database, the blobs, the publisher and the waiters."""
+
+from __future__ import annotations
+
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from api.publisher import Publisher
+from api.waiting import Waiter
+from revln.blobs import BlobStore
+from revln.broker import Dispatcher
+from revln.db.engine import Database
+from revln.images import ImageLimits
+from revln.models.registry import ModelCatalog
+from revln.settings import Settings
+
+__all__ = ["ApiState", "State"]
+
+
+class ApiState:
+    """Built when the application starts, in the process that serves."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.db = Database(settings.resolved_database_url)
+        self.blobs = BlobStore(settings.resolved_blob_url)
+        self.catalog = ModelCatalog(settings.models, settings.default_model)
+        self.image_limits = ImageLimits(max_pixels=settings.max_image_pixels)
+        self.dispatcher = Dispatcher(settings, self.db)
+        self.publisher = Publisher(self.dispatcher)
+        self.waiter = Waiter(settings)
+
+    async def start(self) -> None:
+        self.publisher.start()
+        await self.waiter.start()
+
+    async def stop(self) -> None:
+        await self.waiter.stop()
+        self.publisher.stop()
+        self.dispatcher.close()
+        self.db.close()
+
+
+def _state(request: Request) -> ApiState:
+    return cast(ApiState, request.app.state.revln)
+
+
+State = Annotated[ApiState, Depends(_state)]

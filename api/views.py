@@ -1,0 +1,109 @@
+"""How rows read as JSON."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from revln.broker import task_id
+from revln.db.collections import Collection
+from revln.db.jobs import Job
+from revln.jobs.state import JobStatus
+from revln.settings import Settings
+
+__all__ = ["collection_view", "etag", "job_view", "result_view", "timestamp"]
+
+
+def timestamp(seconds: float | None) -> str | None:
+    """RFC 3339, in UTC."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def etag(job: Job) -> str:
+    """Weak: ``eta_s`` and ``queue_position`` move without a new version."""
+    return f'W/"{job.version}"'
+
+
+def job_view(job: Job, settings: Settings, queue_position: int | None = None) -> dict[str, Any]:
+    base = f"{settings.public_url.rstrip('/')}/v1/jobs/{job.id}"
+    done_items = job.succeeded + job.failed
+    flower = settings.flower_url.rstrip("/")
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "status": job.status.value,
+        "done": job.status.done,
+        "priority": job.priority,
+        "model": job.model,
+        "model_fingerprint": job.model_fingerprint,
+        "collection": job.collection,
+        "counts": {"total": job.total, "succeeded": job.succeeded, "failed": job.failed},
+        "progress": round(done_items / job.total, 4) if job.total else 1.0,
+        "queue_position": queue_position,
+        "eta_s": _eta_s(job, done_items),
+        "created_at": timestamp(job.created_at),
+        "started_at": timestamp(job.started_at),
+        "finished_at": timestamp(job.finished_at),
+        "cancel_requested_at": timestamp(job.cancel_requested_at),
+        "deadline_at": timestamp(job.deadline_at),
+        "expires_at": timestamp(job.expires_at),
+        "error": job.error,
+        "metadata": job.metadata,
+        "urls": {
+            "self": base,
+            "cancel": f"{base}/cancel",
+            "result": f"{base}/result",
+            "events": f"{base}/events",
+            "flower": f"{flower}/task/{task_id(job.id, 0)}" if flower else None,
+        },
+    }
+
+
+def _eta_s(job: Job, done_items: int) -> float | None:
+    """Seconds to the end at the rate so far; unknown until something is done."""
+    if job.status is not JobStatus.RUNNING or job.started_at is None or not done_items:
+        return None
+    elapsed = max(time.time() - job.started_at, 0.001)
+    return round(elapsed * (job.total - done_items) / done_items, 1)
+
+
+def collection_view(collection: Collection) -> dict[str, Any]:
+    return {
+        "name": collection.name,
+        "model": collection.model,
+        "model_fingerprint": collection.model_fingerprint,
+        "dim": collection.dim,
+        "count": collection.count,
+        "head_seq": collection.head_seq,
+        "metadata": collection.metadata,
+        "created_at": timestamp(collection.created_at),
+        "updated_at": timestamp(collection.updated_at),
+    }
+
+
+def result_view(job: Job, page: Iterable[tuple[dict[str, Any], Any]], dim: int | None) -> dict[str, Any]:
+    """A page of a job's result in the form of its kind; ``dim`` is that of the job's model."""
+    items = [item if vector is None else {**item, "embedding": vector.tolist()} for item, vector in page]
+    match job.kind:
+        case "embed":
+            return {"items": items, **_of_model(job), "dim": dim}
+        case "index":
+            head = max((item["seq"] for item in items if "seq" in item), default=0)
+            return {"items": items, "total": job.total, "collection": job.collection, "head_seq": head}
+        case "search":
+            results = [
+                {"query": item["index"], **{key: item[key] for key in ("hits", "error") if key in item}}
+                for item in items
+            ]
+            seq = max((item["seq"] for item in items if "seq" in item), default=0)
+            return {"results": results, "total": job.total, "collection": job.collection, "seq": seq}
+        case _:
+            return {"items": items, **_of_model(job)}
+
+
+def _of_model(job: Job) -> dict[str, Any]:
+    return {"total": job.total, "model": job.model, "model_fingerprint": job.model_fingerprint}

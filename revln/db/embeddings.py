@@ -1,0 +1,43 @@
+"""Computed vectors, found by what they are made of: one for each (content, model fingerprint)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from revln.db import tables
+from revln.db.engine import Database, db_now
+from revln.db.upsert import insert_or_ignore
+
+__all__ = ["cached_vectors", "store_vectors"]
+
+
+_IN_BATCH = 500
+
+
+def cached_vectors(connection: Connection, fingerprint: str, keys: Sequence[str]) -> dict[str, bytes]:
+    """The vectors that this model has already computed for these content keys."""
+    columns = tables.embeddings.c
+    found: dict[str, bytes] = {}
+    unique = list(dict.fromkeys(keys))
+    for start in range(0, len(unique), _IN_BATCH):
+        query = select(columns.content_key, columns.vector).where(
+            columns.fingerprint == fingerprint, columns.content_key.in_(unique[start : start + _IN_BATCH])
+        )
+        found.update({row.content_key: row.vector for row in connection.execute(query)})
+    return found
+
+
+def store_vectors(db: Database, fingerprint: str, computed: Mapping[str, bytes]) -> None:
+    """Remember vectors; one that another worker stored meanwhile is kept."""
+    if not computed:
+        return
+    with db.write() as connection:
+        now = connection.scalar(select(db_now()))
+        rows: list[dict[str, Any]] = [
+            {"fingerprint": fingerprint, "content_key": key, "vector": vector, "created_at": now}
+            for key, vector in computed.items()
+        ]
+        insert_or_ignore(connection, tables.embeddings, rows, key=("fingerprint", "content_key"))

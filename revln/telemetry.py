@@ -1,0 +1,24 @@
+"""Logging: one line an event, ids only; never a payload, a URL's query or a key."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from revln.settings import Settings
+
+__all__ = ["configure_logging"]
+
+_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+
+def configure_logging(settings: Settings) -> None:
+    """Send everything to standard error, once for a process."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(_FORMAT, datefmt="%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level.upper())
+    # These speak of every request they make, URLs included.
+    for noisy in ("httpx", "httpcore", "fsspec", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

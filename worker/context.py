@@ -1,0 +1,155 @@
+"""What a handler is given: its chunk's items that are still to be done, and the worker's parts."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from sqlalchemy import Connection
+
+from revln.db.chunks import Claim
+from revln.errors import ItemError, ItemInvalid, RevlnError, Unavailable
+from revln.jobs.kinds import KINDS, Priority
+from revln.jobs.schemas import Item
+from revln.models.base import ModelInfo
+from worker.leases import Lease
+from worker.runtime import Runtime
+
+__all__ = ["Context", "Done", "Handler", "Outcome", "Todo", "parse_items"]
+
+log = logging.getLogger(__name__)
+
+_CHECK_S = 0.5  # how soon a waiting handler notices that it should stop
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """One item to be done: its place in the job, and what the user sent (or a manifest's line)."""
+
+    index: int
+    raw: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one item: the fields of its result, or an error; ``vector`` is (D,) float32."""
+
+    index: int
+    id: str | None = None
+    fields: dict[str, Any] | None = None
+    vector: NDArray[np.float32] | None = None
+    error: ItemError | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        head: dict[str, Any] = {"index": self.index, "id": self.id}
+        return {**head, "error": self.error.as_dict()} if self.error else {**head, **(self.fields or {})}
+
+
+class Handler(Protocol):
+    """One kind's work on one chunk."""
+
+    def __call__(self, context: Context) -> Done: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a handler hands in: an outcome for each item of ``todo``, and writes for the final transaction, if any.
+
+    ``apply`` gets the outcomes and returns them as they really came out (with the log's ``seq``, say).
+    """
+
+    outcomes: list[Outcome]
+    apply: Callable[[Connection, list[Outcome]], list[Outcome]] | None = None
+
+
+class Context:
+    """One chunk being run."""
+
+    def __init__(self, runtime: Runtime, lease: Lease) -> None:
+        self.runtime = runtime
+        self.lease = lease
+        self.claim: Claim = lease.claim
+        self.job = lease.claim.job
+        self.input: dict[str, Any] = self.job.input
+        self.priority = Priority(self.job.priority)
+        self.alone = self.claim.crash_count > 0  # it may be what killed the last worker: it shares no batch
+        done = {item["index"] for item in self.claim.previous or () if item.get("error") is None}
+        self.todo = [todo for todo in self._load() if todo.index not in done]
+
+    @property
+    def model_info(self) -> ModelInfo:
+        assert self.job.model is not None
+        return self.runtime.catalog.describe(self.job.model)
+
+    def _load(self) -> Iterator[Todo]:
+        claim = self.claim
+        if claim.items is not None:
+            raws: Iterable[Any] = claim.items
+        else:
+            assert claim.source_offset is not None
+            assert claim.source_length is not None
+            manifest = self.input[KINDS[self.job.kind].source_field]["sha256"]
+            data = self.runtime.blobs.read_range(manifest, "manifests", claim.source_offset, claim.source_length)
+            raws = [line for line in data.split(b"\n") if line.strip()]
+        for offset, raw in enumerate(raws):
+            yield Todo(claim.first_index + offset, raw)
+
+    def gather(self, futures: Iterable[Future[Any] | ItemError], *, shared: bool = False) -> list[Any]:
+        """Wait for each future, noticing cancellation and deadlines; an item's error stands in its place.
+
+        Raises what `Lease.check` raises; the futures that are left are canceled then, unless others wait for them too.
+        """
+        waiting = list(futures)
+        gathered: list[Any] = []
+        try:
+            for future in waiting:
+                gathered.append(future if isinstance(future, ItemError) else self._wait(future))
+                self.lease.progress()
+        except BaseException:
+            for future in waiting:
+                if isinstance(future, Future) and not shared:
+                    future.cancel()
+            raise
+        return gathered
+
+    def _wait(self, future: Future[Any]) -> Any:
+        while True:
+            self.lease.check()
+            try:
+                return future.result(timeout=_CHECK_S)
+            except ItemError as err:
+                return err
+            except RevlnError:
+                raise  # not this item's fault: the whole chunk is tried again
+            except CancelledError as err:
+                raise Unavailable("The worker is shutting down.") from err
+            except TimeoutError:
+                if future.done():
+                    return ItemError("It took too long.")
+            except Exception as err:
+                # A fault of ours that one item brings out must not take its neighbours with it.
+                log.exception("an item of chunk %s.%d failed unexpectedly", *self.claim.key)
+                return ItemError(f"Something went wrong inside revln ({type(err).__name__}); the log has more.")
+
+
+def parse_items(todo: Iterable[Todo]) -> list[tuple[Todo, Item | ItemInvalid]]:
+    """Each item in its schema. The API has checked inline items; a manifest's lines are checked here, one by one."""
+    return [(one, _parse(one.raw)) for one in todo]
+
+
+def _parse(raw: Any) -> Item | ItemInvalid:
+    try:
+        return Item.model_validate(json.loads(raw) if isinstance(raw, bytes) else raw)
+    except ValidationError as err:
+        first = err.errors()[0]
+        where = "/".join(str(part) for part in first["loc"]) or "item"
+        return ItemInvalid(f"{where}: {first['msg']}")
+    except (ValueError, RecursionError) as err:
+        return ItemInvalid(f"This line of the manifest is not JSON: {err}")

@@ -1,0 +1,142 @@
+"""Vectors for many items: looked up by content, else computed once, however many jobs ask at the same time."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from revln.db.embeddings import cached_vectors, store_vectors
+from revln.db.results import vectors_from_bytes, vectors_to_bytes
+from revln.errors import ItemError, ItemInvalid
+from revln.images import decode_image
+from revln.jobs.schemas import ImageRef
+from revln.models.base import Operation
+from worker.context import Context
+from worker.models import LoadedModel
+from worker.runtime import Runtime
+
+__all__ = ["Content", "embed", "image_bytes", "image_content", "text_content"]
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Something to embed. ``key`` names what it is made of: with a model's fingerprint it names the vector."""
+
+    key: str
+    operation: Operation
+    text: str | None = None
+    image_sha256: str | None = None
+    data: bytes | None = None  # already at hand (a fetched URL); else read from the blob store when needed
+
+
+def text_content(text: str) -> Content:
+    """Text by its characters in NFC: two spellings of é are one text to a reader and to a tokenizer."""
+    normal = unicodedata.normalize("NFC", text)
+    return Content("text:" + hashlib.sha256(normal.encode()).hexdigest(), Operation.EMBED_TEXT, text=normal)
+
+
+def image_content(context: Context, image: ImageRef) -> Content:
+    """An image by its bytes; a URL is fetched here, because only its bytes say what it is.
+
+    Raises ItemError.
+    """
+    if image.sha256 is not None:
+        return Content("image:" + image.sha256, Operation.EMBED_IMAGE, image_sha256=image.sha256)
+    if image.url is None:
+        raise ItemInvalid("A manifest's images are given by url or sha256; upload the bytes first (POST /v1/images).")
+    data = context.runtime.fetcher.get(image.url)
+    sha256 = context.runtime.blobs.put(data, "images")
+    return Content("image:" + sha256, Operation.EMBED_IMAGE, image_sha256=sha256, data=data)
+
+
+def image_bytes(runtime: Runtime, content: Content) -> bytes:
+    """Raises ItemNotFound if the image was never uploaded, or was deleted."""
+    assert content.image_sha256 is not None
+    return content.data if content.data is not None else runtime.blobs.get(content.image_sha256, "images")
+
+
+class _InFlight:
+    """Who is computing which vector right now, so that nobody computes it a second time."""
+
+    def __init__(self) -> None:
+        self._futures: dict[tuple[str, str], Future[Any]] = {}
+        self._lock = Lock()
+
+    def claim(self, fingerprint: str, key: str) -> tuple[Future[Any], bool]:
+        """The future of this vector, and whether the caller is the one to fill it."""
+        with self._lock:
+            known = self._futures.get((fingerprint, key))
+            if known is not None:
+                return known, False
+            mine: Future[Any] = Future()
+            self._futures[fingerprint, key] = mine
+            return mine, True
+
+    def done(self, fingerprint: str, key: str) -> None:
+        with self._lock:
+            self._futures.pop((fingerprint, key), None)
+
+
+_in_flight = _InFlight()
+
+
+def embed(
+    context: Context, loaded: LoadedModel, contents: Sequence[Content | ItemError]
+) -> list[NDArray[np.float32] | ItemError]:
+    """A unit-norm (D,) float32 vector for each content, or the error of that one."""
+    fingerprint = loaded.model.info.fingerprint
+    wanted = {content.key: content for content in contents if isinstance(content, Content)}
+    with context.runtime.db.read() as connection:
+        known = cached_vectors(connection, fingerprint, list(wanted))
+    vectors: dict[str, Any] = {key: vectors_from_bytes(raw, 1)[0] for key, raw in known.items()}
+    vectors.update(_compute(context, loaded, [content for key, content in wanted.items() if key not in known]))
+    return [vectors[content.key] if isinstance(content, Content) else content for content in contents]
+
+
+def _compute(context: Context, loaded: LoadedModel, missing: Sequence[Content]) -> dict[str, Any]:
+    fingerprint = loaded.model.info.fingerprint
+    mine: list[tuple[Content, Future[Any]]] = []
+    theirs: list[tuple[Content, Future[Any]]] = []
+    for content in missing:
+        future, ours = _in_flight.claim(fingerprint, content.key)
+        (mine if ours else theirs).append((content, future))
+    computed: dict[str, Any] = {}
+    try:
+        started = [context.runtime.prepare_pool.submit(_prepare, context, loaded, content) for content, _ in mine]
+        # Preparing gives the future of the forward pass, or the item's error; waiting for that gives the vector.
+        raws = context.gather(context.gather(started))
+        for (content, _), raw in zip(mine, raws, strict=True):
+            computed[content.key] = raw if isinstance(raw, ItemError) else loaded.model.finish(content.operation, raw)
+        good = {key: vectors_to_bytes(value) for key, value in computed.items() if not isinstance(value, ItemError)}
+        store_vectors(context.runtime.db, fingerprint, good)
+    finally:
+        # Whatever happened to us, those who wait for our vectors must hear of it.
+        for content, future in mine:
+            _in_flight.done(fingerprint, content.key)
+            future.set_result(computed.get(content.key))
+    for (content, _), value in zip(theirs, context.gather((future for _, future in theirs), shared=True), strict=True):
+        computed[content.key] = value
+    orphaned = [content for content, _ in theirs if computed[content.key] is None]
+    if orphaned:
+        # Whoever computed them was canceled or lost its lease: ours to do.
+        computed.update(_compute(context, loaded, orphaned))
+    return computed
+
+
+def _prepare(context: Context, loaded: LoadedModel, content: Content) -> Future[Any]:
+    """In the prepare pool: decode and resize beside the forward pass, then queue for it."""
+    model = loaded.model
+    item: Any = content.text
+    if content.operation is Operation.EMBED_IMAGE:
+        data = image_bytes(context.runtime, content)
+        item = decode_image(data, context.runtime.image_limits, target_side=model.info.image_size)
+    prepared = model.prepare(content.operation, item)
+    return loaded.batcher.submit(content.operation, prepared, context.priority, alone=context.alone)

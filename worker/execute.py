@@ -1,0 +1,123 @@
+"""Run one chunk: claim, hand to its kind's handler, write what came out. Every change of state is made from here."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Connection
+
+from revln.db.chunks import ChunkResult, Claim, bury_chunk, claim_chunk, end_chunk, finish_chunk, release_chunk
+from revln.db.results import vectors_from_bytes, vectors_to_bytes
+from revln.errors import DeadlineExceeded, JobCanceled, JobError, LeaseLost, NotFound, RevlnError, Unavailable
+from revln.jobs.kinds import KINDS
+from revln.jobs.state import ChunkState
+from worker.context import Context, Done, Outcome
+from worker.handlers import HANDLERS
+from worker.leases import Lease
+from worker.runtime import Runtime
+
+__all__ = ["execute"]
+
+log = logging.getLogger(__name__)
+
+_BACKOFF_S = 1.0  # doubles with each attempt, with full jitter, up to the next line
+_BACKOFF_MAX_S = 60.0
+
+
+def execute(runtime: Runtime, job_id: str, number: int) -> None:
+    """Run a chunk, if it is there to be run. Never raises for what the chunk does: that is written to its row.
+
+    Raises:
+        Unavailable: the database does not answer; the sweeper will find the chunk again.
+    """
+    claim = claim_chunk(runtime.db, job_id, number, runtime.worker_id, runtime.settings.lease_s)
+    if claim is None:
+        log.info("chunk %s.%d is not there to be run", job_id, number)
+        return
+    if claim.number == 0 or claim.job.chunks_running == 1:
+        runtime.dispatcher.announce(job_id)
+    started = time.monotonic()
+    with runtime.leases.hold(claim, KINDS[claim.job.kind].timeout_s) as lease:
+        try:
+            ended = _run(runtime, lease)
+        except LeaseLost as err:
+            log.warning("chunk %s.%d: %s", job_id, number, err)
+            return
+    log.info("chunk %s.%d %s in %.2f s", job_id, number, ended, time.monotonic() - started)
+    runtime.dispatcher.announce(job_id)
+
+
+def _run(runtime: Runtime, lease: Lease) -> str:
+    claim = lease.claim
+    try:
+        context = Context(runtime, lease)
+        done = HANDLERS[claim.job.kind](context)
+        lease.check()
+        _persist(runtime, lambda: finish_chunk(runtime.db, claim, lambda connection: _result(connection, claim, done)))
+    except LeaseLost:
+        raise
+    except JobCanceled:
+        end_chunk(runtime.db, claim, ChunkState.CANCELED)
+        return "canceled"
+    except DeadlineExceeded:
+        end_chunk(runtime.db, claim, ChunkState.EXPIRED)
+        return "expired"
+    except (JobError, NotFound) as err:
+        bury_chunk(runtime.db, claim, err.as_dict())
+        return f"failed ({err.code}: {err.message})"
+    except Exception as err:  # noqa: BLE001 - a chunk ends here; the error goes to its row
+        return _try_again(runtime, claim, err)
+    return "finished"
+
+
+def _result(connection: Connection, claim: Claim, done: Done) -> ChunkResult:
+    outcomes = done.apply(connection, done.outcomes) if done.apply else done.outcomes
+    return _merged(claim, outcomes)
+
+
+def _merged(claim: Claim, outcomes: Sequence[Outcome]) -> ChunkResult:
+    """This run's outcomes with what an earlier run had done already, in the items' order."""
+    items = {outcome.index: outcome.as_dict() for outcome in outcomes}
+    vectors: dict[int, Any] = {outcome.index: outcome.vector for outcome in outcomes if outcome.vector is not None}
+    kept = [item for item in claim.previous or () if item.get("error") is None and item["index"] not in items]
+    items.update({item["index"]: item for item in kept})
+    if claim.previous_vectors is not None:
+        succeeded = [item["index"] for item in claim.previous or () if item.get("error") is None]
+        old = vectors_from_bytes(claim.previous_vectors, len(succeeded)) if succeeded else ()
+        vectors.update({index: row for index, row in zip(succeeded, old, strict=True) if index not in vectors})
+    ordered = [items[index] for index in sorted(items)]
+    rows = [vectors[index] for index in sorted(vectors)]
+    return ChunkResult(ordered, vectors_to_bytes(np.stack(rows)) if rows else None)
+
+
+def _try_again(runtime: Runtime, claim: Claim, err: Exception) -> str:
+    """Back to the queue with back-off and full jitter, or dead when the attempts are used up."""
+    log.warning("chunk %s.%d failed at attempt %d", *claim.key, claim.attempt, exc_info=err)
+    error = err.as_dict() if isinstance(err, RevlnError) else RevlnError(f"{type(err).__name__}: {err}").as_dict()
+    if claim.attempt >= claim.max_attempts:
+        _persist(runtime, lambda: bury_chunk(runtime.db, claim, error))
+        return f"dead after {claim.attempt} attempts"
+    delay_s = random.uniform(0, min(_BACKOFF_MAX_S, _BACKOFF_S * 2**claim.attempt))  # noqa: S311 - jitter
+    _persist(runtime, lambda: release_chunk(runtime.db, claim, error, delay_s, counted=True))
+    return f"to be tried again in {delay_s:.1f} s"
+
+
+def _persist(runtime: Runtime, write: Callable[[], Any]) -> None:
+    """Write, and while the database is away keep trying as long as the lease may still be ours.
+
+    What was computed would else be computed again for want of one second; the fence keeps a late write harmless.
+    """
+    give_up_at = time.monotonic() + runtime.settings.lease_s
+    while True:
+        try:
+            write()
+            return
+        except Unavailable:
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.5)

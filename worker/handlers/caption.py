@@ -1,0 +1,88 @@
+"""caption: describe each image, prompted with the captions of its nearest neighbours in a collection."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import asdict
+from typing import Any
+
+from revln.errors import ItemError, ItemInvalid
+from revln.images import decode_image
+from revln.jobs.schemas import Item
+from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Operation
+from worker.context import Context, Done, Outcome, parse_items
+from worker.embedding import Content, embed, image_bytes, image_content
+from worker.handlers.index import open_collection
+from worker.handlers.search import nearest
+from worker.models import LoadedModel
+
+__all__ = ["run_caption"]
+
+_LOOK_FURTHER = 4  # neighbours without a text are no evidence, so look at this many times as many
+
+
+def run_caption(context: Context) -> Done:
+    assert context.job.model is not None
+    loaded = context.runtime.models.get(context.job.model, context.job.model_fingerprint)
+    loaded.require(Operation.CAPTION)
+    parsed = parse_items(context.todo)
+    contents = [_content(context, item) for _, item in parsed]
+    evidence = _evidence(context, loaded, contents)
+    started = [
+        content
+        if isinstance(content, ItemError)
+        else context.runtime.prepare_pool.submit(_prepare, context, loaded, content, found)
+        for content, found in zip(contents, evidence, strict=True)
+    ]
+    raws = context.gather(context.gather(started))
+    outcomes = []
+    for (todo, item), found, raw in zip(parsed, evidence, raws, strict=True):
+        item_id = item.id if isinstance(item, Item) else None
+        if isinstance(raw, ItemError):
+            outcomes.append(Outcome(todo.index, id=item_id, error=raw))
+            continue
+        captions = [asdict(caption) for caption in loaded.model.finish(Operation.CAPTION, raw)]
+        fields = {"captions": captions, "evidence": [asdict(one) for one in found]}
+        outcomes.append(Outcome(todo.index, id=item_id, fields=fields))
+    return Done(outcomes)
+
+
+def _content(context: Context, item: Item | ItemError) -> Content | ItemError:
+    if isinstance(item, ItemError):
+        return item
+    if item.image is None:
+        return ItemInvalid("This item has no image; only images can be captioned.")
+    try:
+        return image_content(context, item.image)
+    except ItemError as err:
+        return err
+
+
+def _evidence(context: Context, loaded: LoadedModel, contents: list[Content | ItemError]) -> list[tuple[Evidence, ...]]:
+    """The captions to prompt with, best first, for each image; none without a collection or near neighbours."""
+    if context.job.collection is None:
+        return [() for _ in contents]
+    collection = open_collection(context)
+    vectors = embed(context, loaded, contents)
+    good = [vector for vector in vectors if not isinstance(vector, ItemError)]
+    wanted = int(context.input["neighbors"])
+    hits, _ = nearest(context, collection, good, wanted * _LOOK_FURTHER)
+    found = iter(hits)
+    return [() if isinstance(vector, ItemError) else _texts(next(found), wanted) for vector in vectors]
+
+
+def _texts(hits: list[dict[str, Any]], wanted: int) -> tuple[Evidence, ...]:
+    with_text = [hit for hit in hits if hit["text"]]
+    return tuple(Evidence(hit["id"], hit["text"], hit["score"]) for hit in with_text[:wanted])
+
+
+def _prepare(context: Context, loaded: LoadedModel, content: Content, evidence: tuple[Evidence, ...]) -> Future[Any]:
+    model = loaded.model
+    data = image_bytes(context.runtime, content)
+    image = decode_image(data, context.runtime.image_limits, target_side=model.info.image_size)
+    options = CaptionOptions(
+        **{name: context.input[name] for name in ("num_beams", "num_captions", "max_new_tokens", "temperature")}
+    )
+    request = CaptionRequest(image, evidence, context.input["prompt"], options)
+    prepared = model.prepare(Operation.CAPTION, request)
+    return loaded.batcher.submit(Operation.CAPTION, prepared, context.priority, alone=context.alone)

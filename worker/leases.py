@@ -1,0 +1,144 @@
+"""The chunks that this process holds, and the thread that keeps them.
+
+A lease is renewed only while its chunk makes progress: a hung job would else keep its lease for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Lock, Thread
+
+from revln.db.chunks import Claim, heartbeat, release_chunk
+from revln.db.engine import Database
+from revln.db.jobs import cancel_requested
+from revln.errors import DeadlineExceeded, JobCanceled, LeaseLost, RevlnError, Unavailable
+from revln.settings import Settings
+
+__all__ = ["Lease", "LeaseKeeper"]
+
+log = logging.getLogger(__name__)
+
+_CANCEL_POLL_S = 1.0
+
+
+class Lease:
+    """One running chunk, as its handler sees it: is there still a reason to go on?"""
+
+    def __init__(self, claim: Claim, timeout_s: float) -> None:
+        self.claim = claim
+        self.lost = False
+        self.canceled = claim.job.cancel_requested_at is not None
+        started = time.monotonic()
+        self._timeout_at = started + timeout_s
+        self._timeout_s = timeout_s
+        self._deadline_at = None if claim.deadline_in_s is None else started + claim.deadline_in_s
+        self.progress_at = started
+
+    def progress(self) -> None:
+        """Say that the chunk is alive; called whenever an item is done."""
+        self.progress_at = time.monotonic()
+
+    def check(self) -> None:
+        """Called at every batch boundary.
+
+        Raises:
+            LeaseLost: somebody else holds the chunk.
+            JobCanceled: the user does not want it any more.
+            DeadlineExceeded: the job's deadline passed.
+            Unavailable: the chunk ran longer than its kind allows; it is tried again.
+        """
+        now = time.monotonic()
+        if self.lost:
+            raise LeaseLost
+        if self.canceled:
+            raise JobCanceled
+        if self._deadline_at is not None and now > self._deadline_at:
+            raise DeadlineExceeded
+        if now > self._timeout_at:
+            raise Unavailable(f"The chunk ran longer than the {self._timeout_s:g} s that its kind allows.")
+
+
+class LeaseKeeper:
+    """Renews leases and looks for cancellations, in one thread for the process."""
+
+    def __init__(self, settings: Settings, db: Database, on_beat: Callable[[], None]) -> None:
+        self._settings = settings
+        self._db = db
+        self._on_beat = on_beat
+        self._leases: dict[tuple[str, int], Lease] = {}
+        self._lock = Lock()
+        self._stop = Event()
+        self._thread = Thread(target=self._run, name="leases", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=self._settings.heartbeat_s)
+
+    @contextmanager
+    def hold(self, claim: Claim, timeout_s: float) -> Iterator[Lease]:
+        """Keep a claimed chunk's lease alive inside the block."""
+        lease = Lease(claim, timeout_s)
+        with self._lock:
+            self._leases[claim.key] = lease
+        try:
+            yield lease
+        finally:
+            with self._lock:
+                self._leases.pop(claim.key, None)
+
+    def hand_back(self) -> int:
+        """Give every chunk back to the queue, uncounted, because this worker is going; how many."""
+        given = 0
+        for lease in self._snapshot():
+            lease.lost = True
+            try:
+                release_chunk(self._db, lease.claim, error=None, delay_s=0.0, counted=False)
+                given += 1
+            except RevlnError as err:
+                log.warning("chunk %s.%d not handed back: %s", *lease.claim.key, err)
+        return given
+
+    def _snapshot(self) -> list[Lease]:
+        with self._lock:
+            return list(self._leases.values())
+
+    def _run(self) -> None:
+        next_beat = time.monotonic()
+        while not self._stop.wait(_CANCEL_POLL_S):
+            try:
+                self._look_for_cancellations()
+                if time.monotonic() >= next_beat:
+                    next_beat = time.monotonic() + self._settings.heartbeat_s
+                    self._on_beat()
+                    self._renew()
+            except RevlnError as err:
+                # The database is away. The leases run out by its clock, which stands still for nobody else either.
+                log.warning("heartbeat failed: %s", err)
+            except Exception:
+                log.exception("heartbeat failed")
+
+    def _look_for_cancellations(self) -> None:
+        leases = self._snapshot()
+        if not leases:
+            return
+        with self._db.read() as connection:
+            wanted = cancel_requested(connection, {lease.claim.job.id for lease in leases})
+        for lease in leases:
+            if lease.claim.job.id in wanted:
+                lease.canceled = True
+
+    def _renew(self) -> None:
+        now = time.monotonic()
+        alive = [lease for lease in self._snapshot() if now - lease.progress_at < self._settings.stall_s]
+        if not alive:
+            return
+        answers = heartbeat(self._db, [lease.claim for lease in alive], self._settings.lease_s)
+        for lease, held in zip(alive, answers, strict=True):
+            if not held:
+                lease.lost = True

@@ -1,0 +1,109 @@
+"""The worker process: Celery with a pool of threads around one `Runtime`."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import os
+from threading import Timer
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_init, worker_shutting_down
+
+from revln.broker import CANARY_QUEUE, CANARY_TASK, canary_key, connect_redis, make_celery, task_name
+from revln.errors import SettingsError
+from revln.jobs.kinds import KINDS, all_queues
+from revln.settings import Settings
+from revln.telemetry import configure_logging
+from worker.execute import execute
+from worker.runtime import Runtime
+from worker.sweeper import Sweeper
+
+__all__ = ["run"]
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings) -> int:
+    """Run a worker until SIGTERM or SIGINT; the exit status."""
+    configure_logging(settings)
+    queues = choose_queues(settings.queues)
+    runtime = Runtime(settings, queues)
+    sweeper = Sweeper(runtime)
+    app = make_celery(settings)
+    _register(app, runtime)
+
+    def start(**_: Any) -> None:
+        runtime.start()
+        sweeper.start()
+
+    worker_init.connect(start, weak=False)
+    worker_shutting_down.connect(lambda **_: _leave_in_time(runtime), weak=False)
+    worker = app.Worker(
+        hostname=f"{runtime.worker_id}@%h",
+        pool="threads",
+        concurrency=settings.concurrency,
+        queues=[*queues, CANARY_QUEUE],
+        loglevel=settings.log_level.upper(),
+        without_gossip=True,
+        without_mingle=True,
+        task_events=True,
+        quiet=True,
+    )
+    worker.start()
+    sweeper.stop()
+    runtime.stop()
+    return int(worker.exitcode or 0)
+
+
+def choose_queues(wanted: str) -> list[str]:
+    """The queues that a comma-separated list of names and patterns (``search.*``) means; all of them if it is empty.
+
+    Raises SettingsError for a name that is no queue.
+    """
+    known = all_queues()
+    if not wanted.strip():
+        return known
+    chosen: list[str] = []
+    for pattern in (part.strip() for part in wanted.split(",") if part.strip()):
+        matching = fnmatch.filter(known, pattern)
+        if not matching:
+            raise SettingsError(f"REVLN_QUEUES: {pattern!r} is no queue. There are {', '.join(known)}.")
+        chosen += [name for name in matching if name not in chosen]
+    return chosen
+
+
+def _register(app: Celery, runtime: Runtime) -> None:
+    """One Celery task for each kind, so that Flower tells them apart; all of them run a chunk."""
+
+    def run_chunk(job_id: str, number: int) -> None:
+        execute(runtime, job_id, number)
+
+    for kind in KINDS:
+        app.task(run_chunk, name=task_name(kind))
+
+    answers = connect_redis(runtime.settings)
+
+    def canary(nonce: str) -> None:
+        """Prove that messages arrive, threads run, and the database and the default model answer."""
+        with runtime.db.read() as connection:
+            connection.exec_driver_sql("SELECT 1")
+        runtime.models.get(runtime.catalog.default)
+        answers.lpush(canary_key(nonce), runtime.worker_id)
+        answers.expire(canary_key(nonce), 60)
+
+    app.task(canary, name=CANARY_TASK)
+
+
+def _leave_in_time(runtime: Runtime) -> None:
+    """Celery's threads pool waits for running tasks without limit; we hand them back when the grace is over."""
+
+    def leave(*_: Any) -> None:
+        given = runtime.leases.hand_back()
+        log.warning("grace is over: %d chunks handed back", given)
+        os._exit(0)  # the threads that still compute cannot be stopped in any other way; their writes are fenced off
+
+    timer = Timer(runtime.settings.shutdown_grace_s, leave)
+    timer.daemon = True
+    timer.start()

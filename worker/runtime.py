@@ -1,0 +1,75 @@
+"""What one worker process shares between its threads. Made after Celery's start, never at import."""
+
+from __future__ import annotations
+
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+from uuid_utils.compat import uuid7
+
+from revln.blobs import BlobStore
+from revln.broker import Dispatcher
+from revln.db import workers
+from revln.db.engine import Database
+from revln.fetch import FetchPolicy, UrlFetcher
+from revln.images import ImageLimits
+from revln.models.registry import ModelCatalog
+from revln.settings import Settings
+from worker.indexes import IndexCache
+from worker.leases import LeaseKeeper
+from worker.models import LoadedModels
+
+__all__ = ["Runtime"]
+
+
+class Runtime:
+    """The parts of a worker; ``start`` sets the background threads going, ``stop`` ends them."""
+
+    def __init__(self, settings: Settings, queues: list[str]) -> None:
+        self.settings = settings
+        self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{str(uuid7())[-6:]}"
+        self.queues = queues
+        self.db = Database(settings.resolved_database_url)
+        self.blobs = BlobStore(settings.resolved_blob_url)
+        self.fetcher = UrlFetcher(
+            FetchPolicy(
+                enabled=settings.fetch_urls,
+                max_bytes=settings.fetch_max_bytes,
+                timeout_s=settings.fetch_timeout_s,
+                allow_private=settings.fetch_private_addresses,
+            )
+        )
+        self.image_limits = ImageLimits(max_pixels=settings.max_image_pixels)
+        self.catalog = ModelCatalog(settings.models, settings.default_model)
+        self.models = LoadedModels(settings, self.catalog)
+        self.indexes = IndexCache(self.db)
+        self.dispatcher = Dispatcher(settings, self.db)
+        self.prepare_pool = ThreadPoolExecutor(settings.prepare_threads or settings.cores, "prepare")
+        self.leases = LeaseKeeper(settings, self.db, self._beat)
+
+    def start(self) -> None:
+        workers.register(self.db, self._row())
+        self.leases.start()
+
+    def stop(self) -> None:
+        self.leases.stop()
+        self.prepare_pool.shutdown(wait=False, cancel_futures=True)
+        self.models.close()
+        workers.unregister(self.db, self.worker_id)
+        self.dispatcher.close()
+        self.db.close()
+
+    def _row(self) -> workers.WorkerRow:
+        return workers.WorkerRow(
+            id=self.worker_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            queues=self.queues,
+            device=self.models.device,
+            models=self.models.describe(),
+        )
+
+    def _beat(self) -> None:
+        if not workers.beat(self.db, self.worker_id, self.models.describe()):
+            workers.register(self.db, self._row())

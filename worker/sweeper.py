@@ -1,0 +1,74 @@
+"""Puts right whatever a death or a lost message left behind. Runs in every worker; each step is safe beside others."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from threading import Event, Thread
+
+from revln.db import sweep
+from revln.db.collections import list_collections
+from revln.errors import RevlnError
+from worker.runtime import Runtime
+
+__all__ = ["Sweeper"]
+
+log = logging.getLogger(__name__)
+
+_HOUSEKEEPING_S = 60.0
+
+
+class Sweeper:
+    """Recovers lost chunks, publishes waiting ones, ends late jobs, deletes old ones."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._stop = Event()
+        self._thread = Thread(target=self._run, name="sweeper", daemon=True)
+        self._housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5.0)
+
+    def _run(self) -> None:
+        # Jitter, so that the sweepers of many workers do not come all at once.
+        while not self._stop.wait(self._runtime.settings.sweep_s * random.uniform(0.75, 1.25)):  # noqa: S311
+            self._step("recover", self._recover)
+            self._step("publish", self._publish)
+            if time.monotonic() >= self._housekeeping_at:
+                self._housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
+                self._step("clean", self._clean)
+
+    def _step(self, name: str, work: object) -> None:
+        try:
+            assert callable(work)
+            work()
+        except RevlnError as err:
+            log.warning("sweeper: %s: %s", name, err)
+        except Exception as err:  # noqa: BLE001 - Redis is away, most likely; the next round comes in seconds
+            log.warning("sweeper: %s: %s: %s", name, type(err).__name__, err)
+
+    def _recover(self) -> None:
+        runtime = self._runtime
+        changed = sweep.recover_lost_chunks(runtime.db, runtime.settings.max_crashes)
+        if changed:
+            log.warning("recovered %d chunks whose worker was lost", len(changed))
+        for job_id in {*changed, *sweep.expire_deadlines(runtime.db)}:
+            runtime.dispatcher.announce(job_id)
+
+    def _publish(self) -> None:
+        for queue in sweep.waiting_queues(self._runtime.db):
+            self._runtime.dispatcher.dispatch(queue)
+
+    def _clean(self) -> None:
+        db = self._runtime.db
+        while sweep.delete_expired_jobs(db):
+            pass
+        sweep.delete_lost_workers(db)
+        with db.read() as connection:
+            self._runtime.indexes.forget({collection.id for collection in list_collections(connection)})
