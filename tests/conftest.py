@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
 from revln.db.engine import Database
-from revln.db.migrate import alembic_config, upgrade
+from revln.db.migrate import upgrade
 from revln.settings import Settings
 
 # Nothing under test may reach out for a model.
@@ -42,6 +40,8 @@ def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
     if given:
         yield given
         return
+    # pgserver keeps a lock file there; without it, it warns that it falls back to /tmp.
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
     import pgserver
 
     folder = tmp_path_factory.mktemp("postgresql")
@@ -82,4 +82,3 @@ def db(database_url: str) -> Iterator[Database]:
     database.close()
 
 
-__all__ = ["alembic_config", "subprocess", "sys", "wait_until"]
