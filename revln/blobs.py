@@ -396,7 +396,15 @@ class _RemoteFiles:
             raise OSError(f"{written:,} of {size:,} bytes reached the store")
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        return bytes(self._fs().cat_file(self._at(path), start=start, end=end))
+        try:
+            return bytes(self._fs().cat_file(self._at(path), start=start, end=end))
+        except FileNotFoundError:
+            raise
+        except OSError:  # S3 calls a range that begins behind the end an error; a folder does not
+            found = self.info(path) if start else None
+            if found is not None and start is not None and start >= found[1]:
+                return b""
+            raise
 
     def open(self, path: str) -> IO[bytes]:
         if self._scheme == "memory":  # it would hand out the one stored object, position and all, to every reader
@@ -459,7 +467,10 @@ def _answering(name: str, prefix: str) -> Iterator[None]:
     except FileNotFoundError as err:
         raise ItemNotFound(f"There is no {prefix}/{name} in the blob store. Upload it first.") from err
     except Exception as err:
-        reason = " ".join(str(err).split())[:200] or type(err).__name__
+        # Not the whole message: it may hold a path, a bucket or an endpoint, and this goes to clients.
+        reason = type(err).__name__
+        if isinstance(err, OSError):
+            reason = err.strerror or (str(err) if type(err) is OSError else reason)
         raise Unavailable(f"The blob store failed at {prefix}/{name}: {reason}. Try again.") from err
 
 

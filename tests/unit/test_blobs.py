@@ -277,6 +277,15 @@ def test_a_full_disk_is_a_retryable_error_that_says_so(local, tmp_path, monkeypa
     assert everything_under(tmp_path) == []
 
 
+def test_a_storage_error_does_not_tell_clients_where_things_are(local, tmp_path):
+    local.put(b"x")
+    (tmp_path / "_unfinished").rmdir()
+    (tmp_path / "_unfinished").write_bytes(b"")  # a file where a folder should be
+    with pytest.raises(Unavailable) as caught:
+        local.put(b"y")
+    assert str(tmp_path) not in caught.value.message
+
+
 def test_what_a_killed_writer_left_is_removed_when_it_is_old(local, tmp_path):
     child = os.fork()
     if child == 0:

@@ -10,12 +10,12 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import pictures
 import pytest
 from PIL import Image
 
 from revln.errors import ImageError, ItemInvalid
 from revln.images import ImageLimits, decode_image, inspect_image, thumbnail
+from tests import pictures
 
 LIMITS = ImageLimits()
 CORNERS = ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))
