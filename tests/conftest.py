@@ -1,12 +1,13 @@
-"""Real parts for every test: databases, a Redis, folders. Nothing here stands in for anything."""
+"""Real parts for every test: databases, checkpoints, whole stacks. Nothing here stands in for anything."""
 
 from __future__ import annotations
 
+import json
 import os
-import time
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -16,21 +17,12 @@ from sqlalchemy.engine import make_url
 from revln.db.engine import Database
 from revln.db.migrate import upgrade
 from revln.settings import Settings
+from tests.stack import Stack, running_stack
 
 # Nothing under test may reach out for a model.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-DEADLINE_S = 60.0
-
-
-def wait_until(condition: Callable[[], Any], deadline_s: float = DEADLINE_S, what: str = "the condition") -> Any:
-    """Poll until ``condition`` is true, and return what it returned. There is no other sleep in the tests."""
-    end = time.monotonic() + deadline_s
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"{what} did not come true within {deadline_s:g} s")
+DATABASES = ["sqlite", "postgresql"]
 
 
 @pytest.fixture(scope="session")
@@ -44,35 +36,40 @@ def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
     os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
     import pgserver
 
-    folder = tmp_path_factory.mktemp("postgresql")
-    server = pgserver.get_server(folder, cleanup_mode="stop")
-    try:
-        yield make_url(server.get_uri()).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
-    finally:
-        server.cleanup()
+    # Not pytest's own folder: run by root, the server is another user, and every pytest that starts closes that folder.
+    with tempfile.TemporaryDirectory(prefix="revln-postgresql-", ignore_cleanup_errors=True) as folder:
+        server = pgserver.get_server(folder, cleanup_mode="stop")
+        try:
+            yield make_url(server.get_uri()).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+        finally:
+            server.cleanup()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A fresh, migrated database of each kind."""
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'revln.db'}"
-        upgrade(Settings(database_url=url))
-        yield url
+@contextmanager
+def fresh_database(kind: str, folder: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of an empty database that is dropped afterwards."""
+    if kind == "sqlite":
+        yield f"sqlite:///{folder / 'revln.db'}"
         return
     server = request.getfixturevalue("postgresql_server")
     name = f"revln_{uuid4().hex}"
     admin = create_engine(server, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
         connection.execute(text(f'CREATE DATABASE "{name}"'))
-    url = make_url(server).set(database=name).render_as_string(hide_password=False)
     try:
-        upgrade(Settings(database_url=url))
-        yield url
+        yield make_url(server).set(database=name).render_as_string(hide_password=False)
     finally:
         with admin.connect() as connection:
             connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
         admin.dispose()
+
+
+@pytest.fixture(params=DATABASES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A fresh, migrated database of each kind."""
+    with fresh_database(request.param, tmp_path, request) as url:
+        upgrade(Settings(database_url=url))
+        yield url
 
 
 @pytest.fixture
@@ -82,3 +79,65 @@ def db(database_url: str) -> Iterator[Database]:
     database.close()
 
 
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A revln checkpoint with random weights and small networks: real code, no waiting for arithmetic."""
+    import torch
+
+    from revln.models.revln_card import RevlnConfig
+    from revln.models.revln_family import RevlnNet
+    from revln.models.tokenizer import train_tokenizer
+    from revln.training.export import export
+    from revln.training.options import TrainOptions
+
+    out = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = train_tokenizer(["a black dog runs", "two men play a guitar outside", "a child", "snow"], 400)
+    config = RevlnConfig(
+        image_size=64, dim=32, vocab_size=tokenizer.size, text_embedding=16, text_hidden=24, caption_width=32,
+        caption_layers=2, caption_inner=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    net = RevlnNet(config)
+    with torch.no_grad():
+        # An untrained trunk sees all pictures alike; norms set to what it sees spread its features again.
+        noise = torch.rand(32, 3, 1, 1) * 2 - 1 + 0.5 * torch.randn(32, 3, 64, 64)
+        for module in net.image.trunk.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.train()
+                module.momentum = 1.0
+        net.image.trunk(noise)
+        net.eval()
+        places = net.image.places(noise).flatten(0, 1)
+        net.image.pool.norm.running_mean.copy_(places.mean(0))
+        net.image.pool.norm.running_var.copy_(places.var(0))
+    export(out, config, net, tokenizer, TrainOptions(data=out, images=out, out=out))
+    return out
+
+
+@contextmanager
+def small_stack(
+    kind: str, folder: Path, request: pytest.FixtureRequest, checkpoint: Path, **settings: object
+) -> Iterator[Stack]:
+    folder.mkdir(parents=True, exist_ok=True)
+    models = json.dumps({"revln-tiny": {"source": str(checkpoint)}})
+    with (
+        fresh_database(kind, folder, request) as url,
+        running_stack(folder, database_url=url, models=models, **settings) as stack,
+    ):
+        yield stack
+
+
+@pytest.fixture(scope="module", params=DATABASES)
+def stack(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path
+) -> Iterator[Stack]:
+    """Redis, API and a worker on each database, with a small random model; shared by a module's tests."""
+    with small_stack(request.param, tmp_path_factory.mktemp("stack"), request, small_checkpoint) as running:
+        yield running
+
+
+@pytest.fixture(params=DATABASES)
+def own_stack(request: pytest.FixtureRequest, tmp_path: Path, small_checkpoint: Path) -> Iterator[Stack]:
+    """The same, for a test that breaks it."""
+    with small_stack(request.param, tmp_path / "stack", request, small_checkpoint) as running:
+        yield running

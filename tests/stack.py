@@ -1,0 +1,144 @@
+"""A whole revln of real processes: Redis, API and workers around a database, to be used and broken by tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import redis
+
+from revln import embedded_redis
+from revln.broker import redis_url
+from revln.client import RevlnClient
+from revln.db.migrate import upgrade
+from revln.settings import Settings
+
+__all__ = ["DEADLINE_S", "Stack", "running_stack", "wait_until"]
+
+DEADLINE_S = 60.0
+_POLL_S = 0.02
+
+
+def wait_until(condition: Callable[[], Any], deadline_s: float = DEADLINE_S, what: str = "the condition") -> Any:
+    """Poll until ``condition`` is true and return what it returned. There is no other sleep in the tests."""
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(_POLL_S)
+    raise AssertionError(f"{what} did not come true within {deadline_s:g} s")
+
+
+class Stack:
+    """Starts and kills the parts one by one; everything listens on 127.0.0.1 or on a unix socket."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.folder = folder
+        self._redis = embedded_redis.prepare(folder)
+        self.settings = Settings(
+            **{
+                "data_dir": folder,
+                "redis_url": self._redis.url,
+                "api_port": embedded_redis.free_port("127.0.0.1"),
+                "device": "cpu",
+                "concurrency": 4,
+                # Recovery within seconds, so that tests of crashes are quick.
+                "lease_s": 3.0,
+                "heartbeat_s": 1.0,
+                "sweep_s": 0.3,
+                "republish_s": 1.0,
+                "shutdown_grace_s": 5.0,
+                **settings,
+            }
+        )
+        self.url = f"http://127.0.0.1:{self.settings.api_port}"
+        self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+        self.client = RevlnClient(self.url)
+        self.redis = redis.Redis.from_url(redis_url(self.settings), decode_responses=True)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start_redis(self) -> None:
+        self._spawn("redis", list(self._redis.command))
+        wait_until(lambda: not embedded_redis.ping(self._redis.url), what="Redis")
+
+    def start_api(self) -> None:
+        self._spawn("api", self._revln("api"))
+        wait_until(self._api_answers, what="the API")
+
+    def start_worker(self, name: str = "worker", env: Mapping[str, str] | None = None) -> None:
+        self._spawn(name, self._revln("worker"), env)
+
+    def wait_ready(self) -> None:
+        wait_until(lambda: self.http.get("/readyz").status_code == 200, 90, "a worker")
+
+    def pid(self, name: str) -> int:
+        return self._processes[name].pid
+
+    def kill(self, name: str, sig: int = signal.SIGKILL) -> int:
+        """Send a signal that ends the part, and wait for its end; its exit status."""
+        process = self._processes.pop(name)
+        process.send_signal(sig)
+        return process.wait(timeout=DEADLINE_S)
+
+    def send(self, name: str, sig: int) -> None:
+        self._processes[name].send_signal(sig)
+
+    def alive(self, name: str) -> bool:
+        return self._processes[name].poll() is None
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def stop(self) -> None:
+        self.http.close()
+        self.client.close()
+        self.redis.close()
+        for process in self._processes.values():
+            process.kill()
+        for process in self._processes.values():
+            process.wait()
+        self._processes.clear()
+
+    def _api_answers(self) -> bool:
+        try:
+            return self.http.get("/healthz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def _revln(self, *args: str) -> list[str]:
+        return [sys.executable, "-m", "revln.cli.main", *args]
+
+    def _spawn(self, name: str, command: list[str], env: Mapping[str, str] | None = None) -> None:
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("REVLN_")}
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env={**inherited, **self.settings.to_env(), **(env or {})},
+            )
+
+
+@contextmanager
+def running_stack(folder: Path, **settings: Any) -> Iterator[Stack]:
+    """Redis, a migrated database, the API and one worker, all of which have answered."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stack = Stack(folder, **settings)
+    try:
+        upgrade(stack.settings)
+        stack.start_redis()
+        stack.start_api()
+        stack.start_worker()
+        stack.wait_ready()
+        yield stack
+    finally:
+        stack.stop()
