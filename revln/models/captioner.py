@@ -103,6 +103,8 @@ class Captioner(nn.Module):
             "num_return_sequences": options.num_captions,
             # Neither ever stands in a caption; a sample's tail could still hold them.
             "suppress_tokens": [PAD, BOS],
+            # A row that has ended is filled with end tokens: at the padding token GPT-2 warns of a missing mask.
+            "pad_token_id": EOS,
         }
         if options.temperature > 0:
             settings |= {"do_sample": True, "temperature": options.temperature, "top_p": _TOP_P, "top_k": 0}

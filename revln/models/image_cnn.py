@@ -67,6 +67,8 @@ class _Pool(nn.Module):
 
     def __init__(self, channels: int, dim: int, heads: int) -> None:
         super().__init__()
+        # The channels share a large mean, which would put all pictures in one corner of the space.
+        self.norm = nn.BatchNorm1d(channels, affine=False)
         self.score = nn.Linear(channels, heads)
         self.value = nn.Linear(channels, dim)
         self.mean = nn.Linear(channels, dim)
@@ -74,6 +76,7 @@ class _Pool(nn.Module):
 
     def forward(self, places: Tensor) -> Tensor:
         B, P, _ = places.shape
+        places = self.norm(places.flatten(0, 1)).view_as(places)  # (B, P, C)
         weights = self.score(places).softmax(dim=1)  # (B, P, heads)
         values = self.value(places).view(B, P, self.heads, -1)  # (B, P, heads, D / heads)
         attended = torch.einsum("bph,bphd->bhd", weights, values).reshape(B, -1)  # (B, D)
@@ -88,6 +91,12 @@ class ImageEncoder(nn.Module):
         self.trunk = _trunk()
         self.pool = _Pool(CHANNELS, dim, heads)
         self.dropout = nn.Dropout(0.1)
+
+    def train(self, mode: bool = True) -> ImageEncoder:
+        """The trunk stays in eval: its norms are folded into the convolutions, and a batch's own would undo them."""
+        super().train(mode)
+        self.trunk.eval()
+        return self
 
     def places(self, x: Tensor, start: int = 0) -> Tensor:
         """Run the trunk from block ``start`` on (training caches what is frozen before it): → (B, P, 1280)."""

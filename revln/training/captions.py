@@ -79,26 +79,20 @@ def language_stage(
     captioner: Captioner, groups: Sequence[Sequence[str]], prompter: Prompter, epochs: int, batch: int, seed: int
 ) -> Stage:
     """Captions without pictures: one of a picture's captions is told, after a prompt with some of the others."""
-    tokenizer = prompter.tokenizer
-    steps = max(1, len(groups) // batch)
 
-    def batches(epoch: int) -> Iterator[tuple[list[Ids], list[Ids]]]:
-        rng = np.random.default_rng((seed, 3, epoch))
-        order = rng.permutation(len(groups))
-        for step in range(steps):
-            prompts, targets = [], []
-            for i in order[step * batch : (step + 1) * batch]:
-                shuffled = [groups[i][j] for j in rng.permutation(len(groups[i]))]
-                prompts.append(prompter(rng, shuffled[1:]))
-                targets.append(_target(tokenizer, shuffled[0]))
-            yield prompts, targets
+    def example(rng: np.random.Generator, i: int) -> _Example:
+        shuffled = [groups[i][j] for j in rng.permutation(len(groups[i]))]
+        return _Example(i, prompter(rng, shuffled[1:]), _target(prompter.tokenizer, shuffled[0]))
 
-    def loss(item: tuple[list[Ids], list[Ids]]) -> Tensor:
-        return caption_loss(captioner, None, *item)
+    def batches(epoch: int) -> Iterator[list[_Example]]:
+        return _bucketed(np.random.default_rng((seed, 3, epoch)), len(groups), batch, example)
 
-    groups_ = [{"params": list(captioner.gpt2.parameters()), "lr": 1e-3}]
+    def loss(rows: list[_Example]) -> Tensor:
+        return caption_loss(captioner, None, [row.prompt for row in rows], [row.target for row in rows])
+
+    parameters = [{"params": list(captioner.gpt2.parameters()), "lr": 1e-3}]
     modules: dict[str, nn.Module] = {"captioner": captioner}
-    return Stage("language", epochs, steps, groups_, modules, batches, loss)
+    return Stage("language", epochs, max(1, len(groups) // batch), parameters, modules, batches, loss)
 
 
 def caption_stage(
@@ -114,26 +108,47 @@ def caption_stage(
     validate: Callable[[], dict[str, float]],
 ) -> Stage:
     """Pictures' feature maps (N, views, P, C), their captions and what was retrieved for them; one caption a pass."""
-    tokenizer = prompter.tokenizer
-    steps = max(1, len(captions) // batch)
 
-    def batches(epoch: int) -> Iterator[tuple[Tensor, list[Ids], list[Ids]]]:
+    def example(rng: np.random.Generator, i: int) -> _Example:
+        target = captions[i][int(rng.integers(len(captions[i])))]
+        return _Example(i, prompter(rng, evidence[i]), _target(prompter.tokenizer, target))
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, list[_Example]]]:
         rng = np.random.default_rng((seed, 4, epoch))
-        order = rng.permutation(len(captions))
-        for step in range(steps):
-            chosen = order[step * batch : (step + 1) * batch]
-            views = rng.integers(places.shape[1], size=len(chosen))
-            x = torch.from_numpy(places[chosen, views].astype(np.float32))
-            targets = [_target(tokenizer, captions[i][int(rng.integers(len(captions[i])))]) for i in chosen]
-            yield x, [prompter(rng, evidence[i]) for i in chosen], targets
+        for rows in _bucketed(rng, len(captions), batch, example):
+            views = rng.integers(places.shape[1], size=len(rows))
+            yield torch.from_numpy(places[[row.picture for row in rows], views].astype(np.float32)), rows
 
-    def loss(item: tuple[Tensor, list[Ids], list[Ids]]) -> Tensor:
-        x, prompts, targets = item
-        return caption_loss(captioner, captioner.look(x), prompts, targets)
+    def loss(item: tuple[Tensor, list[_Example]]) -> Tensor:
+        x, rows = item
+        seen = captioner.look(x)
+        return caption_loss(captioner, seen, [row.prompt for row in rows], [row.target for row in rows])
 
-    groups = [{"params": list(captioner.parameters()), "lr": 7e-4}]
+    parameters = [{"params": list(captioner.parameters()), "lr": 7e-4}]
     modules: dict[str, nn.Module] = {"captioner": captioner}
-    return Stage("caption", epochs, steps, groups, modules, batches, loss, validate)
+    steps = max(1, len(captions) // batch)
+    return Stage("caption", epochs, steps, parameters, modules, batches, loss, validate)
+
+
+@dataclass(frozen=True, slots=True)
+class _Example:
+    picture: int
+    prompt: Ids
+    target: Ids
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.target)
+
+
+def _bucketed(
+    rng: np.random.Generator, n: int, batch: int, example: Callable[[np.random.Generator, int], _Example]
+) -> Iterator[list[_Example]]:
+    """All of n in random order, but rows of like length together: padding was half of every batch without that."""
+    order = rng.permutation(n)[: max(1, n // batch) * batch]
+    for start in range(0, len(order), batch * 16):
+        rows = sorted((example(rng, int(i)) for i in order[start : start + batch * 16]), key=len)
+        for first in rng.permutation(range(0, len(rows), batch)):
+            yield rows[first : first + batch]
 
 
 def _target(tokenizer: Tokenizer, caption: str) -> Ids:

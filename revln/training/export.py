@@ -39,6 +39,8 @@ def _replace(path: Path, write: object) -> None:
     partial = path.with_name(path.name + ".part")
     assert callable(write)
     write(partial)
+    # safetensors makes its file readable by its owner alone; a service may run as somebody else.
+    partial.chmod(0o644)
     partial.replace(path)
 
 

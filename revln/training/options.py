@@ -24,8 +24,8 @@ class TrainOptions:
     license: str = "not stated by whoever trained it"
     seed: int = 0
     text_epochs: int = 2
-    joint_epochs: int = 12
-    language_epochs: int = 3
+    joint_epochs: int = 10
+    language_epochs: int = 1
     caption_epochs: int = 16
     batch: int = 128
     cut: int = 14  # trunk blocks before it are frozen and cached; 19 freezes the trunk
