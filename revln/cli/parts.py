@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import ipaddress
 import os
+import socket
 from typing import Any
 
 import click
@@ -59,7 +60,8 @@ def api(host: str | None, port: int | None) -> None:
 @click.option("--queues", help="Comma-separated queues to serve, as in 'search.*,embed.bulk'.  [REVLN_QUEUES]")
 @click.option("--concurrency", type=click.IntRange(1, 256), help="Chunks run at once.  [REVLN_CONCURRENCY]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where models run.  [REVLN_DEVICE]")
-def worker(queues: str | None, concurrency: int | None, device: str | None) -> int:
+@click.option("--check", is_flag=True, help="Run nothing: tell by the exit status whether this host's worker lives.")
+def worker(queues: str | None, concurrency: int | None, device: str | None, check: bool) -> int:
     """Run one worker: the process that holds the models.
 
     Start as many as there are machines or GPUs; each serves all queues unless told otherwise.
@@ -70,6 +72,8 @@ def worker(queues: str | None, concurrency: int | None, device: str | None) -> i
       revln worker --queues 'search.*' --device cpu  searches only
     """
     settings = Settings.from_env(queues=queues, concurrency=concurrency, device=device)
+    if check:
+        return _check_worker(settings)
     os.environ.update(settings.to_env())
     code: int = importlib.import_module("worker.main").run(settings)
     return code
@@ -147,3 +151,19 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _check_worker(settings: Settings) -> int:
+    """For a container's health check: a worker of this host has beaten lately, as the database says."""
+    from revln.db.engine import Database
+    from revln.db.workers import list_workers
+
+    host = socket.gethostname()
+    database = Database(settings.resolved_database_url)
+    try:
+        with database.read() as connection:
+            alive = [row["id"] for row in list_workers(connection) if row["host"] == host]
+    finally:
+        database.close()
+    click.echo(", ".join(alive) or f"no worker of {host} has been heard of lately", err=not alive)
+    return 0 if alive else 1

@@ -18,7 +18,7 @@ import httpx
 from revln import embedded_redis
 from revln.cli.parts import is_loopback, require_flower_login
 from revln.client import RevlnClient
-from revln.errors import RevlnError, StartupError
+from revln.errors import JobError, RevlnError, StartupError, UsersError
 from revln.settings import ENV_PREFIX, Settings
 from revln.supervisor import LogStream, Part, Supervisor
 
@@ -27,6 +27,7 @@ __all__ = ["up"]
 REDIS_START_S = 30.0  # loading a large append-only file
 MIGRATE_S = 300.0
 START_S = 300.0  # importing torch and loading a model on a slow or busy machine
+FIRST_JOB = {"items": [{"text": "a small dog"}]}
 FIRST_JOB_WAIT_S = 30.0
 PROBE_TIMEOUT_S = 5.0
 STOP_MARGIN_S = 10.0  # over a part's own grace: SIGKILL is for what hangs
@@ -89,8 +90,9 @@ def _run(settings: Settings, redis: embedded_redis.EmbeddedRedis | None, workers
             probes = _Probes(settings)
             supervisor.wait_for("the API", probes.api_lives, START_S)
             supervisor.wait_for("Flower", probes.flower_answers, START_S)
-            supervisor.wait_for("a worker", probes.all_ready, START_S)
-            supervisor.wait_for("a first job", probes.job_runs, START_S)
+            # The job before /readyz: what is wrong with a model, only a job can say.
+            supervisor.wait_for("a worker", probes.job_runs, START_S)
+            supervisor.wait_for("every part", probes.all_ready, START_S)
             click.echo(f"flower: {probes.flower_url}")
             click.echo(f"ready: {probes.api_url}")
             supervisor.watch()
@@ -145,21 +147,22 @@ class _Probes:
     def job_runs(self) -> str:
         """A real job, through every part; deleted afterwards."""
         with RevlnClient(self.api_url, self._key, retry_for_s=PROBE_TIMEOUT_S) as client:
-            job = client.submit(
-                "embed", {"items": [{"text": "ready"}]}, priority="interactive", wait_s=FIRST_JOB_WAIT_S, retention_s=60
-            )
+            try:
+                job = client.submit("embed", FIRST_JOB, priority="interactive", wait_s=FIRST_JOB_WAIT_S, retention_s=60)
+            except (JobError, UsersError) as error:  # it will be no better the next time
+                raise StartupError(f"The API refused a first job: {error.message}") from error
             try:
                 if not job["done"]:
                     job = client.wait(job["id"], START_S)
                 if job["status"] == "succeeded" and not job["counts"]["failed"]:
                     return ""
-                error = job.get("error") or client.result(job["id"])["items"][0]["error"]
+                why = job.get("error") or client.result(job["id"])["items"][0]["error"]
             finally:
                 with contextlib.suppress(RevlnError):
                     client.delete(job["id"])
-        if not error["retryable"]:
-            raise StartupError(f"The first job {job['status']}: {error['detail']}")
-        return str(error["detail"])
+        if not why["retryable"]:
+            raise StartupError(f"The first job {job['status']}: {why['detail']}")
+        return str(why["detail"])
 
     @property
     def _key(self) -> str | None:
