@@ -143,7 +143,7 @@ class Batcher:
         if _out_of_memory(err):
             _free_memory()
             if len(batch) > 1:
-                self._limits[operation] = max(1, min(self._limits[operation], len(batch)) // 2)
+                self._limits[operation] = min(self._limits[operation], len(batch) // 2)
                 log.warning("out of memory at %d items; batches of at most %d", len(batch), self._limits[operation])
         if len(batch) == 1:
             log.warning("%s failed on one item: %s: %s", operation, type(err).__name__, err)

@@ -1,0 +1,45 @@
+# Every target sets up what it needs. PYTHON is only used to make .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+IMAGES ?=
+
+.PHONY: setup demo up test check bench lock clean help
+
+help:  ## Show this.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "revln needs Python 3.11 or newer; set PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+setup: $(VENV)/.installed  ## Make .venv with everything in it.
+
+demo: setup  ## Run the main job on sample photographs (IMAGES=folder for yours) and write demo.html.
+	$(BIN)/revln demo --embedded --out demo.html $(if $(IMAGES),--images "$(IMAGES)")
+
+up: setup  ## Run everything on this machine, data in ./revln-data.
+	$(BIN)/revln up
+
+test: setup  ## Run all tests.
+	$(BIN)/python -m pytest
+
+check: setup  ## Lint, format check, types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## Print the benchmark: each figure beside something bare, run in the same minute.
+	$(BIN)/python -m bench
+
+lock: setup  ## Pin every dependency anew, with hashes and without the address of any index.
+	$(BIN)/uv pip compile --quiet --upgrade --all-extras --generate-hashes --no-emit-index-url \
+		--python-version 3.11 pyproject.toml --output-file requirements.lock
+
+clean:  ## Remove what the other targets made; data folders stay.
+	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis build dist *.egg-info demo.html
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,166 @@
+"""The rules of the house: who may import whom, and that every list is complete."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from api.problems import STATUS, TooBusy, status_of
+from revln import errors
+from revln.errors import RevlnError
+from revln.jobs.kinds import KINDS, all_queues
+from revln.settings import ENV_PREFIX, Settings
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"torch", "torchvision", "transformers", "faiss"}
+# Only these compute, so only these may import what is heavy at the top of the file.
+COMPUTE = ("revln/models/", "revln/index/", "revln/training/")
+
+# A package, and what of ours it may import. `api` and `worker` never meet; `revln` imports neither.
+MAY_IMPORT = {
+    "api": {"api", "revln"},
+    "worker": {"worker", "revln"},
+    "revln": {"revln", "migrations"},
+    "migrations": {"migrations", "revln"},
+}
+# Inside revln, from the bottom up: what each room must not know.
+MUST_NOT_KNOW = {
+    "revln.errors": {"revln."},
+    "revln.settings": {"revln.jobs", "revln.db", "revln.broker", "revln.models", "revln.index"},
+    "revln.jobs": {"revln.db", "revln.broker", "revln.models", "revln.index", "revln.settings"},
+    "revln.models": {"revln.jobs", "revln.db", "revln.broker", "revln.index"},
+    "revln.index": {"revln.jobs", "revln.db", "revln.broker", "revln.models"},
+    "revln.db": {"revln.broker", "revln.models", "revln.index"},
+}
+
+
+def sources(*folders: str) -> Iterator[tuple[str, Path]]:
+    """(dotted module name, path) of every file of ours."""
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(part for part in parts if part != "__init__"), path
+
+
+def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def test_imports_flow_from_api_and_worker_into_revln_and_nowhere_else() -> None:
+    for module, path in sources(*MAY_IMPORT):
+        allowed = MAY_IMPORT[module.partition(".")[0]]
+        ours = {name for name in imports(path) if name.partition(".")[0] in MAY_IMPORT}
+        wrong = {name for name in ours if name.partition(".")[0] not in allowed}
+        assert not wrong, f"{module} imports {wrong}"
+
+
+def test_no_room_of_revln_knows_the_rooms_above_it() -> None:
+    for module, path in sources("revln"):
+        for room, forbidden in MUST_NOT_KNOW.items():
+            if module == room or module.startswith(room + "."):
+                wrong = {
+                    name
+                    for name in imports(path)
+                    if any(name == bad.rstrip(".") or name.startswith(bad.rstrip(".") + ".") for bad in forbidden)
+                    and not name.startswith(room)
+                }
+                # settings are handed to migrate and blobs by their entry points
+                assert not wrong, f"{module} imports {wrong}"
+
+
+def test_only_the_rooms_that_compute_import_what_is_heavy_at_the_top() -> None:
+    for module, path in sources("revln", "api", "worker", "migrations"):
+        if not str(path.relative_to(ROOT)).startswith(COMPUTE):
+            heavy = {name for name in imports(path, top_level_only=True) if name.partition(".")[0] in HEAVY}
+            assert not heavy, f"{module} imports {heavy}"
+
+
+def test_only_the_database_room_speaks_sql() -> None:
+    for module, path in sources("revln", "api", "worker"):
+        if not module.startswith("revln.db"):
+            wrong = {name for name in imports(path) if name.startswith("sqlalchemy")}
+            assert not wrong or _only_names_connection(path), f"{module} imports {wrong}"
+
+
+def _only_names_connection(path: Path) -> bool:
+    """A handler may name the type of the transaction that it is handed."""
+    tree = ast.parse(path.read_text())
+    names = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sqlalchemy")
+        for alias in node.names
+    }
+    return names == {"Connection"}
+
+
+@pytest.mark.parametrize("code", ["import api.app", "import revln.cli.main", "import revln.client"])
+def test_a_process_that_does_not_compute_never_imports_torch_or_faiss(code: str, tmp_path: Path) -> None:
+    if code == "import api.app":
+        code += f"; from revln.settings import Settings; api.app.create_app(Settings(data_dir={str(tmp_path)!r}))"
+    code += f"; import sys; print(sorted({HEAVY | {'worker'}!r} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.strip() == "[]"
+
+
+def test_describing_the_shipped_model_imports_nothing_heavy() -> None:
+    code = (
+        "from revln.models.registry import ModelCatalog; print(ModelCatalog({}).describe('revln-tiny').dim);"
+        f"import sys; print(sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.split("\n")[1] == "[]"
+
+
+def test_every_kind_has_a_handler_and_every_handler_a_kind() -> None:
+    from worker.handlers import HANDLERS
+
+    assert set(HANDLERS) == set(KINDS)
+
+
+def test_every_kind_has_a_queue_for_each_priority() -> None:
+    assert len(all_queues()) == len(set(all_queues())) == 3 * len(KINDS)
+
+
+def error_classes() -> list[type[RevlnError]]:
+    return [getattr(errors, name) for name in errors.__all__ if isinstance(getattr(errors, name), type)
+            and issubclass(getattr(errors, name), RevlnError)]  # fmt: skip
+
+
+def test_every_error_has_a_code_of_its_own_a_status_and_a_place_in_the_drawing() -> None:
+    classes = error_classes()
+    codes = [cls.code for cls in classes]
+    assert len(set(codes)) == len(codes)
+    for cls in classes:
+        assert 400 <= status_of(cls()) < 600
+        assert cls.default_message.endswith((".", "'."))
+        assert cls.__name__ in (errors.__doc__ or ""), f"{cls.__name__} is missing in the tree of revln/errors.py"
+    assert set(STATUS) <= {*classes, TooBusy}
+
+
+def test_every_setting_has_a_row_in_the_documentation_and_every_row_a_setting() -> None:
+    text = (ROOT / "docs/settings.md").read_text()
+    rows = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `" + ENV_PREFIX)}
+    assert rows == {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert field.description in text, f"docs/settings.md tells another story of {name}"
+
+
+def test_no_file_of_ours_is_much_longer_than_the_style_allows() -> None:
+    for module, path in sources("revln", "api", "worker"):
+        lines = path.read_text().count("\n")
+        assert lines <= 520, f"{module} has {lines} lines: split it"
