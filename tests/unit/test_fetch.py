@@ -291,6 +291,17 @@ def test_redirects_share_one_deadline(server):
     assert len(server.seen) == 2
 
 
+def test_endless_interim_answers_are_cut_off_by_their_bytes(server):
+    def interim(handler: BaseHTTPRequestHandler) -> None:
+        handler.close_connection = True
+        while True:
+            handler.wfile.write(b"HTTP/1.1 102 Processing\r\nX-A: " + b"b" * 4_000 + b"\r\n\r\n")
+
+    server.answers["/picture"] = interim
+    with pytest.raises(FetchError, match="could not be fetched"):
+        fetcher(server, max_bytes=1_000, timeout_s=5).get(server.url())
+
+
 def test_endless_headers_are_cut_off(server):
     def headers(handler: BaseHTTPRequestHandler) -> None:
         handler.close_connection = True
@@ -467,6 +478,27 @@ def test_a_name_that_leads_inside_is_refused_whatever_else_it_leads_to(canary, a
     with pytest.raises(FetchRefused, match="leads to an address") as caught:
         guarded(canary, lambda *_: answer).get(canary.url("/", host="innocent.example"))
     assert not any(address in caught.value.message for address in answer)  # no map of the inside
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("user@127.0.0.1", "user name"),
+        (f"user:{SECRET}@127.0.0.1", "user name"),
+        ("@127.0.0.1", "user name"),
+        ("127.1", "odd spelling"),
+        ("2130706433", "odd spelling"),
+        ("0x7f.0.0.1", "odd spelling"),
+        ("127.0.0.0x1", "odd spelling"),
+        ("127.0.0.01", "odd spelling"),
+        ("[127.0.0.1]x", "malformed"),
+        ("[::1]x", "malformed"),
+    ],
+)
+def test_what_could_be_read_in_two_ways_is_refused_even_in_a_closed_network(canary, host, words):
+    with pytest.raises(FetchRefused, match=words) as caught:
+        fetcher(canary).get(canary.url("/", host=host))
+    assert SECRET not in caught.value.message
 
 
 @pytest.mark.parametrize("port", [22, 25, 3306, 6379, 8080])
