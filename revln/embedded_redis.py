@@ -94,11 +94,14 @@ def find_server() -> Path:
 def ping(url: str) -> str:
     """ "" once the server answers, else why it does not yet."""
     import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
 
     client = redis.Redis.from_url(
         url.replace("redis+socket://", "unix://", 1),
         socket_timeout=PING_TIMEOUT_S,
         socket_connect_timeout=PING_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),  # redis-py's own would wait for seconds; whoever asks, asks again
     )
     try:
         client.ping()

@@ -156,10 +156,13 @@ def models(url: str | None, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    names = list(dict.fromkeys(name for model in found for name in model))
-    table = Table(*names, box=None, header_style="bold")
+    columns = ("name", "family", "operations", "dim", "parameters", "license", "error")
+    table = Table(*columns, "runs on", box=None, header_style="bold")
     for model in found:
-        table.add_row(*(_cell(model.get(name)) for name in names))
+        devices = {worker["device"] for worker in model.get("workers", ())}
+        error = (model.get("error") or {}).get("detail")
+        cells = [_cell({**model, "error": error}.get(name)) for name in columns]
+        table.add_row(*cells, ", ".join(sorted(devices)) or "not loaded yet")
     Console().print(table)
 
 
@@ -170,20 +173,19 @@ def jobs_table(found: list[Job]) -> Any:
     table = Table(box=None, header_style="bold")
     for name in ("id", "kind", "status"):
         table.add_column(name, no_wrap=True)
-    for name in ("items", "failed", "seconds"):
+    for name in ("items", "seconds"):
         table.add_column(name, justify="right")
     colours = {"succeeded": "green", "failed": "red", "running": "cyan", "queued": "yellow"}
     for each in found:
         status, counts = each["status"], each["counts"]
-        failed = str(counts["failed"]) if counts["failed"] else ""
+        items = f"{counts['total']} ({counts['failed']} failed)" if counts["failed"] else str(counts["total"])
         colour = colours.get(status, "magenta")
         seconds = seconds_of(each)
         table.add_row(
             each["id"],
             each["kind"],
             f"[{colour}]{status}[/]",
-            str(counts["total"]),
-            failed,
+            items,
             "" if seconds is None else f"{seconds:.2f}",
         )
     return table

@@ -1,0 +1,146 @@
+"""The `revln` command: quick help, one clear line for an error, and a command for every kind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from revln.cli.main import COMMANDS, cli, main
+from revln.cli.parts import flower_arguments, require_flower_login
+from revln.errors import StartupError
+from revln.jobs.kinds import KINDS
+from revln.settings import Settings
+
+HEAVY = ("torch", "transformers", "faiss", "numpy", "PIL", "sqlalchemy", "celery", "uvicorn", "httpx", "rich")
+
+
+def run(
+    *arguments: str, env: dict[str, str] | None = None, given: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("REVLN_")}
+    command = [sys.executable, "-m", "revln.cli.main", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=clean | (env or {}), input=given, check=False
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom revln.cli.main import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n"
+        f"    print('imported', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "imported []" in done.stdout
+    assert all(f"  {name} " in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    done = CliRunner().invoke(command, ["--help"])
+    assert done.exit_code == 0, done.output
+    assert len(done.output.splitlines()) > 5
+    assert "``" not in done.output
+
+
+def test_every_kind_has_a_command_that_names_its_fields() -> None:
+    for name, kind in KINDS.items():
+        done = CliRunner().invoke(cli, [name, "--help"])
+        assert all(f"  {field}" in done.output for field in kind.input.model_fields)
+
+
+def test_an_unknown_command_is_wrong_usage() -> None:
+    done = run("emebd")
+    assert done.returncode == 2
+    assert "No such command 'emebd'" in done.stderr
+
+
+def test_a_wrong_setting_is_one_clear_line() -> None:
+    done = run("jobs", env={"REVLN_API_PROT": "1"})
+    assert done.returncode == 1
+    assert done.stderr == "revln: REVLN_API_PROT is not a setting of revln. Did you mean REVLN_API_PORT?\n"
+
+
+def test_a_server_that_is_not_there_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("revln.client.FIRST_PAUSE_S", 60.0)
+    with pytest.raises(SystemExit) as ended:
+        main(["models", "--url", "http://127.0.0.1:1"])
+    assert ended.value.code == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("{not json", "INPUT is not JSON"),
+        ("[1]", "must be a JSON object"),
+        ("@/nowhere/at/all.json", "cannot read /nowhere/at/all.json"),
+    ],
+)
+def test_input_that_cannot_be_read_is_wrong_usage(given: str, says: str) -> None:
+    done = CliRunner().invoke(cli, ["embed", given])
+    assert done.exit_code == 2
+    assert says in done.output
+
+
+def test_input_from_standard_input_that_is_not_json_says_where_it_came_from() -> None:
+    done = run("embed", "-", given="nonsense")
+    assert done.returncode == 2
+    assert "standard input is not JSON" in done.stderr
+
+
+def test_flower_is_read_only_keeps_its_state_and_takes_its_password(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, flower_host="0.0.0.0", flower_port=5, flower_basic_auth="me:secret")
+    arguments = flower_arguments(settings)
+    assert {"--read_only=True", "--persistent=True", "--port=5", "--basic_auth=me:secret"} <= set(arguments)
+    require_flower_login(settings)
+
+
+def test_flower_known_by_its_options() -> None:
+    """Flower passes over what it does not know, so a renamed option would be lost in silence."""
+    code = (
+        "import sys, json\nfrom flower.options import default_options\n"
+        "from pathlib import Path\nfrom revln.settings import Settings\nfrom revln.cli.parts import flower_arguments\n"
+        "wanted = flower_arguments(Settings(flower_basic_auth='a:b'))[1:]\n"
+        "print(json.dumps([a for a in wanted if a.lstrip('-').partition('=')[0] not in default_options]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "login", "refused"),
+    [
+        ("127.0.0.1", "", False),
+        ("localhost", "", False),
+        ("::1", "", False),
+        ("0.0.0.0", "", True),
+        ("192.0.2.7", "", True),
+        ("flower.example.org", "", True),
+        ("0.0.0.0", "user:password", False),
+        ("127.0.0.1", "password", True),
+    ],
+)
+def test_flower_needs_a_password_wherever_others_could_reach_it(host: str, login: str, refused: bool) -> None:
+    settings = Settings(flower_host=host, flower_basic_auth=login)
+    if not refused:
+        require_flower_login(settings)
+        return
+    with pytest.raises(StartupError, match="REVLN_FLOWER_BASIC_AUTH"):
+        require_flower_login(settings)
+
+
+def test_the_worker_check_fails_where_no_worker_lives(tmp_path: Path) -> None:
+    env = {"REVLN_DATA_DIR": str(tmp_path)}
+    assert run("db", "upgrade", env=env).returncode == 0
+    done = run("worker", "--check", env=env)
+    assert done.returncode == 1
+    assert "no worker of" in done.stderr
