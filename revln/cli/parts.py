@@ -116,7 +116,8 @@ def flower_arguments(settings: Settings) -> list[str]:
         "flower",
         f"--address={settings.flower_host}",
         f"--port={settings.flower_port}",
-        f"--logging={settings.log_level}",
+        # At info it lists every task it knows at each start.
+        f"--logging={'warning' if settings.log_level == 'info' else settings.log_level}",
         "--read_only=True",
         "--persistent=True",
         f"--db={settings.data_dir.resolve() / 'flower'}",

@@ -144,3 +144,8 @@ def test_the_worker_check_fails_where_no_worker_lives(tmp_path: Path) -> None:
     done = run("worker", "--check", env=env)
     assert done.returncode == 1
     assert "no worker of" in done.stderr
+
+
+def test_every_command_stands_in_the_manual() -> None:
+    manual = (Path(__file__).parents[2] / "docs/cli.md").read_text()
+    assert not [name for name in COMMANDS if f"revln {name}" not in manual]
