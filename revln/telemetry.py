@@ -19,6 +19,6 @@ def configure_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
-    # These speak of every request they make, URLs included.
-    for noisy in ("httpx", "httpcore", "fsspec", "PIL"):
+    # The first speak of every request they make, URLs included; Celery's two say what our own lines say better.
+    for noisy in ("httpx", "httpcore", "fsspec", "PIL", "celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -91,8 +91,10 @@ class Stack:
     def send(self, name: str, sig: int) -> None:
         self._processes[name].send_signal(sig)
 
-    def alive(self, name: str) -> bool:
-        return self._processes[name].poll() is None
+    def revive(self, name: str) -> None:
+        """Start a worker again if it has exited: Celery's threads worker sometimes does when Redis dies under it."""
+        if self._processes[name].poll() is not None:
+            self.start_worker(name)
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
