@@ -8,7 +8,7 @@ from html import escape
 from string import Template
 from typing import Any
 
-from revln.cli.jobs import seconds_of
+from revln.cli.output import seconds_of
 from revln.client import Job
 
 __all__ = ["Card", "Picture", "Search", "Sheet", "render"]

@@ -18,9 +18,10 @@ from revln.cli import contact_sheet
 from revln.cli.contact_sheet import Card, Picture, Search, Sheet
 from revln.cli.demo_data import SENTENCES, Plan, from_folder, samples
 from revln.cli.embedded import embedded_stack
-from revln.cli.jobs import connect, jobs_table
+from revln.cli.jobs import connect
+from revln.cli.output import jobs_table
 from revln.client import Job, RevlnClient
-from revln.errors import NotFound, UsersError
+from revln.errors import ItemError, NotFound, UsersError
 
 __all__ = ["demo"]
 
@@ -135,7 +136,7 @@ class _Demo:
             for picture, upload in started:
                 try:
                     self.uploaded[picture.id] = upload.result()["sha256"]
-                except UsersError as error:
+                except (ItemError, UsersError) as error:
                     progress.console.print(f"[yellow]left out[/] {picture.path}: {error.message}")
                 progress.advance(bar)
         if self.plan.query.id not in self.uploaded or len(self.uploaded) < 2:

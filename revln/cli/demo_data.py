@@ -10,7 +10,7 @@ from revln.errors import StartupError
 
 __all__ = ["SENTENCES", "Picture", "Plan", "from_folder", "samples"]
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 
 # File in skimage/data → title. Drawings, diagrams and slides for the microscope are left out.
 SAMPLES = {

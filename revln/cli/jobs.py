@@ -15,12 +15,13 @@ from typing import Any
 import click
 from pydantic import BaseModel
 
-from revln.client import Job, RevlnClient
+from revln.cli.output import jobs_table, print_json, show_collections, show_job, show_models
+from revln.client import RevlnClient
 from revln.jobs.kinds import KINDS, Priority
 from revln.jobs.state import JobStatus
 from revln.settings import Settings
 
-__all__ = ["cancel", "connect", "job", "jobs", "kind_command", "models", "upload"]
+__all__ = ["cancel", "collection", "collections", "connect", "job", "jobs", "kind_command", "models", "upload"]
 
 PRIORITIES = [each.value for each in Priority]
 EXAMPLES = {
@@ -55,13 +56,13 @@ def kind_command(name: str) -> click.Command:
         with connect(url) as client:
             found = client.submit(name, given, model=model, priority=priority)
             if not wait:
-                _show(found, as_json)
+                show_job(found, as_json)
                 return 0
             done = client.wait(found["id"], timeout)
             if done["status"] != JobStatus.SUCCEEDED:
-                _show(done, as_json)
+                show_job(done, as_json)
                 return 1
-            _print_json(client.result(done["id"]))
+            print_json(client.result(done["id"]))
             return 0
 
     options: list[Callable[[Any], Any]] = [
@@ -92,9 +93,9 @@ def job(job_id: str, wait: float | None, with_result: bool, url: str | None, as_
     with connect(url) as client:
         found = client.wait(job_id, wait) if wait else client.job(job_id)
         if with_result:
-            _print_json(client.result(job_id))
+            print_json(client.result(job_id))
         else:
-            _show(found, as_json)
+            show_job(found, as_json)
 
 
 @click.command()
@@ -108,7 +109,7 @@ def jobs(status: str | None, kind: str | None, limit: int, url: str | None, as_j
     with connect(url) as client:
         found = list(itertools.islice(client.jobs(status=status, kind=kind, limit=min(limit, 100)), limit))
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     from rich.console import Console
 
@@ -122,7 +123,7 @@ def jobs(status: str | None, kind: str | None, limit: int, url: str | None, as_j
 def cancel(job_id: str, url: str | None, as_json: bool) -> None:
     """Stop a job; what it has finished stays readable."""
     with connect(url) as client:
-        _show(client.cancel(job_id), as_json)
+        show_job(client.cancel(job_id), as_json)
 
 
 @click.command()
@@ -138,9 +139,36 @@ def upload(files: tuple[Path, ...], url: str | None, as_json: bool) -> None:
         for file in files:
             found = client.upload(file)
             if as_json:
-                _print_json(found)
+                print_json(found)
             else:
                 click.echo(f"{found['sha256']}  {file}  {found['width']}×{found['height']}")
+
+
+@click.command()
+@click.argument("name", metavar="NAME")
+@click.option("--model", help="The model whose vectors it holds, for good.  [default: the server's]")
+@click.option("--delete", "delete", is_flag=True, help="Delete it, with everything in it.")
+@_url
+@_as_json
+def collection(name: str, model: str | None, delete: bool, url: str | None, as_json: bool) -> None:
+    """Make a collection, or show it if it is there.
+
+    `revln index` fills it and `revln search` looks into it.
+    """
+    with connect(url) as client:
+        if delete:
+            client.delete_collection(name)
+            return
+        show_collections([client.create_collection(name, model)], as_json)
+
+
+@click.command()
+@_url
+@_as_json
+def collections(url: str | None, as_json: bool) -> None:
+    """List the collections."""
+    with connect(url) as client:
+        show_collections(client.collections(), as_json)
 
 
 @click.command()
@@ -151,54 +179,9 @@ def models(url: str | None, as_json: bool) -> None:
     with connect(url) as client:
         found = client.models()
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = ("name", "family", "operations", "dim", "parameters", "license", "error")
-    table = Table(*columns, "runs on", box=None, header_style="bold")
-    for model in found:
-        devices = {worker["device"] for worker in model.get("workers", ())}
-        error = (model.get("error") or {}).get("detail")
-        cells = [_cell({**model, "error": error}.get(name)) for name in columns]
-        table.add_row(*cells, ", ".join(sorted(devices)) or "not loaded yet")
-    Console().print(table)
-
-
-def jobs_table(found: list[Job]) -> Any:
-    """Jobs as a rich table: id, kind, status, items, seconds."""
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold")
-    for name in ("id", "kind", "status"):
-        table.add_column(name, no_wrap=True)
-    for name in ("items", "seconds"):
-        table.add_column(name, justify="right")
-    colours = {"succeeded": "green", "failed": "red", "running": "cyan", "queued": "yellow"}
-    for each in found:
-        status, counts = each["status"], each["counts"]
-        items = f"{counts['total']} ({counts['failed']} failed)" if counts["failed"] else str(counts["total"])
-        colour = colours.get(status, "magenta")
-        seconds = seconds_of(each)
-        table.add_row(
-            each["id"],
-            each["kind"],
-            f"[{colour}]{status}[/]",
-            items,
-            "" if seconds is None else f"{seconds:.2f}",
-        )
-    return table
-
-
-def seconds_of(found: Job) -> float | None:
-    """From the first chunk's start to the end; None while there is no end."""
-    from datetime import datetime
-
-    if not found.get("finished_at"):
-        return None
-    began = datetime.fromisoformat(found.get("started_at") or found["created_at"])
-    return (datetime.fromisoformat(found["finished_at"]) - began).total_seconds()
+    show_models(found)
 
 
 def _read_input(given: str) -> dict[str, Any]:
@@ -220,30 +203,6 @@ def _read_input(given: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise click.BadParameter(f"{where} must be a JSON object, as in {EXAMPLES['embed'][0]}")
     return value
-
-
-def _show(found: Job, as_json: bool) -> None:
-    if as_json:
-        _print_json(found)
-        return
-    counts = found["counts"]
-    done = counts["succeeded"] + counts["failed"]
-    failed = f", {counts['failed']} failed" if counts["failed"] else ""
-    seconds = seconds_of(found)
-    took = f" in {seconds:.2f} s" if seconds is not None else ""
-    click.echo(f"{found['id']}  {found['kind']}  {found['status']}  {done} of {counts['total']} items{failed}{took}")
-    if found.get("error"):
-        click.echo(f"  {found['error']['code']}: {found['error']['detail']}")
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return "" if value is None else str(value)
 
 
 def _help(name: str, schema: type[BaseModel]) -> str:

@@ -29,6 +29,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "jobs": ("revln.cli.jobs:jobs", "List jobs, newest first."),
         "cancel": ("revln.cli.jobs:cancel", "Stop a job; what it has finished stays readable."),
         "upload": ("revln.cli.jobs:upload", "Store pictures and print the names under which jobs may use them."),
+        "collection": ("revln.cli.jobs:collection", "Make a collection, show it, or delete it."),
+        "collections": ("revln.cli.jobs:collections", "List the collections."),
         "models": ("revln.cli.jobs:models", "List the models and where they run."),
     },
     "Run its parts one by one": {
@@ -62,7 +64,7 @@ class _LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         for title, section in SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl([(name, text) for name, (_where, text) in section.items()], col_max=12)
+                formatter.write_dl([(name, text) for name, (_where, text) in section.items()], col_max=14)
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -90,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         raise SystemExit(130) from None
     except RevlnError as error:
         click.echo(f"revln: {error.message}", err=True)
-        for field in getattr(error, "errors", ()):
+        fields = getattr(error, "errors", ())
+        for field in fields if len(fields) > 1 else ():  # a single one is the message
             click.echo(f"  {field.pointer}: {field.detail}", err=True)
         raise SystemExit(1) from None
     raise SystemExit(code if isinstance(code, int) else 0)

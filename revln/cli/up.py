@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import socket
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import click
 import httpx
 
 from revln import embedded_redis
-from revln.cli.parts import is_loopback, require_flower_login
+from revln.cli.machine import check_exposure, claim_port, sole_user
 from revln.client import RevlnClient
 from revln.errors import JobError, RevlnError, StartupError, UsersError
 from revln.settings import ENV_PREFIX, Settings
@@ -57,13 +54,13 @@ def up(data_dir: Path | None, host: str | None, api_port: int | None, flower_por
       revln up --data-dir /srv/revln --api-port 9000 --workers 2
     """
     settings = Settings.from_env(data_dir=data_dir, api_host=host, api_port=api_port, flower_port=flower_port)
-    _check_exposure(settings)
-    with _sole_user(settings.data_dir):
+    check_exposure(settings)
+    with sole_user(settings.data_dir):
         settings = _with(
             settings,
             data_dir=settings.data_dir.resolve(),
-            api_port=_claim_port(settings.api_host, settings.api_port, "--api-port"),
-            flower_port=_claim_port(settings.flower_host, settings.flower_port, "--flower-port"),
+            api_port=claim_port(settings.api_host, settings.api_port, "--api-port"),
+            flower_port=claim_port(settings.flower_host, settings.flower_port, "--flower-port"),
         )
         if (settings.api_host, settings.api_port) == (settings.flower_host, settings.flower_port):
             raise StartupError(f"The API and Flower cannot share port {settings.api_port}: give one of them another.")
@@ -89,9 +86,9 @@ def _run(settings: Settings, redis: embedded_redis.EmbeddedRedis | None, workers
                 supervisor.start(part)
             probes = _Probes(settings)
             supervisor.wait_for("the API", probes.api_lives, START_S)
-            supervisor.wait_for("Flower", probes.flower_answers, START_S)
             # The job before /readyz: what is wrong with a model, only a job can say.
             supervisor.wait_for("a worker", probes.job_runs, START_S)
+            supervisor.wait_for("Flower", probes.flower_answers, START_S)
             supervisor.wait_for("every part", probes.all_ready, START_S)
             click.echo(f"flower: {probes.flower_url}")
             click.echo(f"ready: {probes.api_url}")
@@ -195,63 +192,3 @@ def _url(host: str, port: int) -> str:
     """Where a browser on this machine finds it."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - a comparison
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _check_exposure(settings: Settings) -> None:
-    if not is_loopback(settings.api_host) and not settings.api_key.get_secret_value():
-        raise StartupError(
-            f"The API on {settings.api_host} could be reached from other machines: set REVLN_API_KEY, or listen on "
-            "127.0.0.1."
-        )
-    require_flower_login(settings)
-
-
-def _claim_port(host: str, port: int, flag: str) -> int:
-    """The port, or a free one for 0.
-
-    Raises:
-        StartupError: it cannot be bound.
-    """
-    try:
-        if port == 0:
-            return embedded_redis.free_port(host)
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
-            # As servers do: a port whose last connections are still closing is free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError as error:
-        raise StartupError(
-            f"Port {port} on {host} cannot be used ({error.strerror or error}). Stop what holds it, or choose another: "
-            f"{flag} 0 takes a free one."
-        ) from error
-    return port
-
-
-@contextlib.contextmanager
-def _sole_user(data_dir: Path) -> Iterator[None]:
-    """Hold the data folder for us alone; the kernel lets go when we die, however that happens.
-
-    Raises:
-        StartupError: another `revln up` holds it, or it cannot be written.
-    """
-    lock = data_dir / "up.lock"
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise StartupError(f"The data folder {data_dir} cannot be used: {error.strerror}.") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.read(handle, 32).decode(errors="replace").strip()
-        os.close(handle)
-        raise StartupError(
-            f"Another revln up (process {holder or 'unknown'}) runs on the data folder {data_dir}. Stop it, or give "
-            "this one a folder of its own: --data-dir DIR."
-        ) from error
-    try:
-        os.truncate(handle, 0)
-        os.write(handle, f"{os.getpid()}\n".encode())
-        yield
-    finally:
-        os.close(handle)

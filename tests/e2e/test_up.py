@@ -52,10 +52,7 @@ class Up:
         self.url = self.flower_url = ""
         self.client: RevlnClient
 
-    def start(self) -> None:
-        """Return once it has said `ready:`."""
-        if self.process is not None:
-            return
+    def spawn(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "revln.cli.main", "up", "--data-dir", str(self.data_dir)]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
@@ -65,6 +62,13 @@ class Up:
                 text=True,
                 env=environment(),
             )
+        return self.process
+
+    def start(self) -> None:
+        """Return once it has said `ready:`."""
+        if self.process is not None:
+            return
+        self.process = self.spawn()
         watchdog = threading.Timer(START_S, self.process.kill)
         watchdog.start()
         assert self.process.stdout is not None
@@ -190,3 +194,17 @@ def test_kill_9_leaves_nothing_running_and_the_queued_job_is_done_after_the_next
     log = up.log.read_text()
     stops = [log.rindex(f"stopping {name}") for name in ("api", "worker", "flower", "redis")]
     assert stops == sorted(stops)
+
+
+def test_a_signal_while_it_starts_stops_what_has_started(tmp_path: Path) -> None:
+    up = Up(tmp_path)
+    process = up.spawn()
+    wait_until(lambda: "redis answers" in up.log.read_text(), START_S, "Redis")
+    family = up.family()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(STOP_S) == 0
+    assert family
+    assert not any(alive(each) for each in family.values())
+    assert process.stdout is not None
+    assert process.stdout.read() == ""
+    process.stdout.close()
