@@ -1,0 +1,56 @@
+"""One line of the benchmark."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Figure", "median_seconds", "seconds"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What revln does and what the bare part does, in one unit; ``bare`` is None where nothing bare compares."""
+
+    name: str
+    ours: float
+    unit: str
+    bare: float | None = None
+    bare_name: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.bare is None else self.ours / self.bare
+
+    @property
+    def ours_text(self) -> str:
+        return f"{self.ours:,.1f} {self.unit}"
+
+    @property
+    def bare_text(self) -> str:
+        return "" if self.bare is None else f"{self.bare:,.1f} ({self.bare_name})"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "ours": round(self.ours, 3),
+            "unit": self.unit,
+            "bare": None if self.bare is None else round(self.bare, 3),
+            "bare_name": self.bare_name,
+            "ratio": None if self.ratio is None else round(self.ratio, 3),
+        }
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def median_seconds(repeats: int, work: Callable[[], Any]) -> float:
+    """The median of a few runs, after one that does not count: these machines are noisy."""
+    work()
+    return statistics.median(seconds(work) for _ in range(repeats))
