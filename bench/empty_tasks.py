@@ -14,7 +14,9 @@ from celery import Celery
 
 def main(url: str, count: int) -> None:
     app = Celery("empty", broker=url, set_as_current=False)
-    app.conf.update(task_ignore_result=True, task_acks_late=True, worker_prefetch_multiplier=1)
+    app.conf.update(
+        task_ignore_result=True, task_acks_late=True, worker_prefetch_multiplier=1, worker_redirect_stdouts=False
+    )
     done = threading.Semaphore(0)
 
     @app.task(name="empty")

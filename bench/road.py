@@ -147,7 +147,7 @@ def _empty_tasks_per_s() -> float:
                 [sys.executable, "-m", "bench.empty_tasks", server.url, str(EMPTY_TASKS)],
                 capture_output=True, text=True, check=True, timeout=120,
             )  # fmt: skip
-            return float(out.stdout.split()[-1])
+            return float(out.stdout.split()[0])
         finally:
             redis.terminate()
             redis.wait()
