@@ -101,8 +101,8 @@ class Context:
         for offset, raw in enumerate(raws):
             yield Todo(claim.first_index + offset, raw)
 
-    def gather(self, futures: Iterable[Future[Any] | ItemError], *, shared: bool = False) -> list[Any]:
-        """Wait for each future, noticing cancellation and deadlines; an item's error stands in its place.
+    def gather(self, futures: Iterable[Any], *, shared: bool = False) -> list[Any]:
+        """Wait for each future, noticing cancellation and deadlines; an item's error, or what is no future, stays.
 
         Raises what `Lease.check` raises; the futures that are left are canceled then, unless others wait for them too.
         """
@@ -110,7 +110,7 @@ class Context:
         gathered: list[Any] = []
         try:
             for future in waiting:
-                gathered.append(future if isinstance(future, ItemError) else self._wait(future))
+                gathered.append(self._wait(future) if isinstance(future, Future) else future)
                 self.lease.progress()
         except BaseException:
             for future in waiting:

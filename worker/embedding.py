@@ -17,13 +17,13 @@ from revln.db.embeddings import cached_vectors, store_vectors
 from revln.db.results import vectors_from_bytes, vectors_to_bytes
 from revln.errors import ItemError, ItemInvalid
 from revln.images import decode_image
-from revln.jobs.schemas import ImageRef
+from revln.jobs.schemas import Item
 from revln.models.base import Operation
 from worker.context import Context
 from worker.models import LoadedModel
 from worker.runtime import Runtime
 
-__all__ = ["Content", "embed", "image_bytes", "image_content", "text_content"]
+__all__ = ["Content", "embed", "image_bytes", "item_contents", "text_content"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +43,25 @@ def text_content(text: str) -> Content:
     return Content("text:" + hashlib.sha256(normal.encode()).hexdigest(), Operation.EMBED_TEXT, text=normal)
 
 
-def image_content(context: Context, image: ImageRef) -> Content:
-    """An image by its bytes; a URL is fetched here, because only its bytes say what it is.
+def item_contents(context: Context, items: Sequence[Item | ItemError]) -> list[Content | ItemError]:
+    """What of each item is embedded: its image if it has one, else its text. URLs are fetched beside each other."""
+    return context.gather([item if isinstance(item, ItemError) else _content(context.runtime, item) for item in items])
 
-    Raises ItemError.
-    """
-    if image.sha256 is not None:
-        return Content("image:" + image.sha256, Operation.EMBED_IMAGE, image_sha256=image.sha256)
-    if image.url is None:
-        raise ItemInvalid("A manifest's images are given by url or sha256; upload the bytes first (POST /v1/images).")
-    data = context.runtime.fetcher.get(image.url)
-    sha256 = context.runtime.blobs.put(data, "images")
+
+def _content(runtime: Runtime, item: Item) -> Content | ItemError | Future[Content]:
+    if item.image is None:
+        return text_content(item.text or "")
+    if item.image.sha256 is not None:
+        return Content("image:" + item.image.sha256, Operation.EMBED_IMAGE, image_sha256=item.image.sha256)
+    if item.image.url is None:
+        return ItemInvalid("A manifest's images are given by url or sha256; upload the bytes first (POST /v1/images).")
+    return runtime.fetch_pool.submit(_fetch, runtime, item.image.url)
+
+
+def _fetch(runtime: Runtime, url: str) -> Content:
+    """An image by its URL: only its bytes say what it is. Raises ItemError."""
+    data = runtime.fetcher.get(url)
+    sha256 = runtime.blobs.put(data, "images")
     return Content("image:" + sha256, Operation.EMBED_IMAGE, image_sha256=sha256, data=data)
 
 
@@ -93,12 +101,20 @@ def embed(
 ) -> list[NDArray[np.float32] | ItemError]:
     """A unit-norm (D,) float32 vector for each content, or the error of that one."""
     fingerprint = loaded.model.info.fingerprint
+    contents = [_readable(loaded, content) for content in contents]
     wanted = {content.key: content for content in contents if isinstance(content, Content)}
     with context.runtime.db.read() as connection:
         known = cached_vectors(connection, fingerprint, list(wanted))
     vectors: dict[str, Any] = {key: vectors_from_bytes(raw, 1)[0] for key, raw in known.items()}
     vectors.update(_compute(context, loaded, [content for key, content in wanted.items() if key not in known]))
     return [vectors[content.key] if isinstance(content, Content) else content for content in contents]
+
+
+def _readable(loaded: LoadedModel, content: Content | ItemError) -> Content | ItemError:
+    if isinstance(content, ItemError) or content.operation in loaded.model.info.operations:
+        return content
+    what = "images" if content.operation is Operation.EMBED_IMAGE else "texts"
+    return ItemInvalid(f"Model {loaded.model.info.name} does not read {what}.")
 
 
 def _compute(context: Context, loaded: LoadedModel, missing: Sequence[Content]) -> dict[str, Any]:
@@ -110,7 +126,8 @@ def _compute(context: Context, loaded: LoadedModel, missing: Sequence[Content]) 
         (mine if ours else theirs).append((content, future))
     computed: dict[str, Any] = {}
     try:
-        started = [context.runtime.prepare_pool.submit(_prepare, context, loaded, content) for content, _ in mine]
+        pool = context.runtime.prepare_pools[context.priority]
+        started = [pool.submit(_prepare, context, loaded, content) for content, _ in mine]
         # Preparing gives the future of the forward pass, or the item's error; waiting for that gives the vector.
         raws = context.gather(context.gather(started))
         for (content, _), raw in zip(mine, raws, strict=True):

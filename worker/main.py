@@ -5,14 +5,16 @@ from __future__ import annotations
 import fnmatch
 import logging
 import os
+import warnings
 from threading import Timer
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import SecurityWarning
 from celery.signals import worker_init, worker_shutting_down
 
 from revln.broker import CANARY_QUEUE, CANARY_TASK, canary_key, connect_redis, make_celery, task_name
-from revln.errors import SettingsError
+from revln.errors import RevlnError, SettingsError
 from revln.jobs.kinds import KINDS, all_queues
 from revln.settings import Settings
 from revln.telemetry import configure_logging
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 def run(settings: Settings) -> int:
     """Run a worker until SIGTERM or SIGINT; the exit status."""
     configure_logging(settings)
+    # It warns of root because of pickle; only JSON is accepted here.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     queues = choose_queues(settings.queues)
     runtime = Runtime(settings, queues)
     sweeper = Sweeper(runtime)
@@ -41,7 +45,7 @@ def run(settings: Settings) -> int:
     worker_init.connect(start, weak=False)
     worker_shutting_down.connect(lambda **_: _leave_in_time(runtime), weak=False)
     worker = app.Worker(
-        hostname=f"{runtime.worker_id}@%h",
+        hostname=runtime.worker_id,
         pool="threads",
         concurrency=settings.concurrency,
         queues=[*queues, CANARY_QUEUE],
@@ -87,10 +91,14 @@ def _register(app: Celery, runtime: Runtime) -> None:
 
     def canary(nonce: str) -> None:
         """Prove that messages arrive, threads run, and the database and the default model answer."""
-        with runtime.db.read() as connection:
-            connection.exec_driver_sql("SELECT 1")
-        runtime.models.get(runtime.catalog.default)
-        answers.lpush(canary_key(nonce), runtime.worker_id)
+        try:
+            with runtime.db.read() as connection:
+                connection.exec_driver_sql("SELECT 1")
+            runtime.models.get(runtime.catalog.default)
+            answer = "ok"
+        except RevlnError as err:
+            answer = f"{runtime.worker_id}: {err.message}"
+        answers.lpush(canary_key(nonce), answer)
         answers.expire(canary_key(nonce), 60)
 
     app.task(canary, name=CANARY_TASK)

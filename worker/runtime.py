@@ -14,6 +14,7 @@ from revln.db import workers
 from revln.db.engine import Database
 from revln.fetch import FetchPolicy, UrlFetcher
 from revln.images import ImageLimits
+from revln.jobs.kinds import Priority
 from revln.models.registry import ModelCatalog
 from revln.settings import Settings
 from worker.indexes import IndexCache
@@ -22,13 +23,16 @@ from worker.models import LoadedModels
 
 __all__ = ["Runtime"]
 
+_FETCH_THREADS = 16  # they wait for other people's servers, not for the processor
+
 
 class Runtime:
     """The parts of a worker; ``start`` sets the background threads going, ``stop`` ends them."""
 
     def __init__(self, settings: Settings, queues: list[str]) -> None:
         self.settings = settings
-        self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{str(uuid7())[-6:]}"
+        # As Celery and Flower show it; unique over restarts, because a process id is not.
+        self.worker_id = f"worker-{os.getpid()}-{str(uuid7())[-6:]}@{socket.gethostname()}"
         self.queues = queues
         self.db = Database(settings.resolved_database_url)
         self.blobs = BlobStore(settings.resolved_blob_url)
@@ -45,7 +49,10 @@ class Runtime:
         self.models = LoadedModels(settings, self.catalog)
         self.indexes = IndexCache(self.db)
         self.dispatcher = Dispatcher(settings, self.db)
-        self.prepare_pool = ThreadPoolExecutor(settings.prepare_threads or settings.cores, "prepare")
+        threads = settings.prepare_threads or settings.cores
+        # One for each priority: an interactive query must not stand in line behind a thousand pictures to be decoded.
+        self.prepare_pools = {lane: ThreadPoolExecutor(threads, f"prepare-{lane}") for lane in Priority}
+        self.fetch_pool = ThreadPoolExecutor(_FETCH_THREADS, "fetch")
         self.leases = LeaseKeeper(settings, self.db, self._beat)
 
     def start(self) -> None:
@@ -54,7 +61,8 @@ class Runtime:
 
     def stop(self) -> None:
         self.leases.stop()
-        self.prepare_pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (*self.prepare_pools.values(), self.fetch_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
         self.models.close()
         workers.unregister(self.db, self.worker_id)
         self.dispatcher.close()

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, and_, delete, insert, select, update
 from revln.db import tables
 from revln.db.engine import Database, db_now
 from revln.db.jobs import Job, lock_job, settle_job
-from revln.errors import LeaseLost, NotFound
+from revln.errors import DeadlineExceeded, LeaseLost, NotFound
 from revln.jobs.state import ChunkState
 
 __all__ = [
@@ -220,6 +220,8 @@ def end_chunk(db: Database, claim: Claim, end: ChunkState, result: ChunkResult |
         job = _lock_for(connection, claim)
         before = _fence(connection, claim, {"state": end, "lease_until": None, "finished_at": db_now()})
         changes = _moved(job, end)
+        if end is ChunkState.EXPIRED:
+            changes["error"] = DeadlineExceeded().as_dict()
         if result is not None:
             done = [item for item in result.items if item.get("error") is None]
             _write_result(connection, claim, result)

@@ -11,7 +11,7 @@ from revln.images import decode_image
 from revln.jobs.schemas import Item
 from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Operation
 from worker.context import Context, Done, Outcome, parse_items
-from worker.embedding import Content, embed, image_bytes, image_content
+from worker.embedding import Content, embed, image_bytes, item_contents
 from worker.handlers.index import open_collection
 from worker.handlers.search import nearest
 from worker.models import LoadedModel
@@ -26,12 +26,11 @@ def run_caption(context: Context) -> Done:
     loaded = context.runtime.models.get(context.job.model, context.job.model_fingerprint)
     loaded.require(Operation.CAPTION)
     parsed = parse_items(context.todo)
-    contents = [_content(context, item) for _, item in parsed]
+    contents = item_contents(context, [_with_image(item) for _, item in parsed])
     evidence = _evidence(context, loaded, contents)
+    pool = context.runtime.prepare_pools[context.priority]
     started = [
-        content
-        if isinstance(content, ItemError)
-        else context.runtime.prepare_pool.submit(_prepare, context, loaded, content, found)
+        content if isinstance(content, ItemError) else pool.submit(_prepare, context, loaded, content, found)
         for content, found in zip(contents, evidence, strict=True)
     ]
     raws = context.gather(context.gather(started))
@@ -47,15 +46,10 @@ def run_caption(context: Context) -> Done:
     return Done(outcomes)
 
 
-def _content(context: Context, item: Item | ItemError) -> Content | ItemError:
-    if isinstance(item, ItemError):
+def _with_image(item: Item | ItemError) -> Item | ItemError:
+    if isinstance(item, ItemError) or item.image is not None:
         return item
-    if item.image is None:
-        return ItemInvalid("This item has no image; only images can be captioned.")
-    try:
-        return image_content(context, item.image)
-    except ItemError as err:
-        return err
+    return ItemInvalid("This item has no image; only images can be captioned.")
 
 
 def _evidence(context: Context, loaded: LoadedModel, contents: list[Content | ItemError]) -> list[tuple[Evidence, ...]]:

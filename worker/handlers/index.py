@@ -12,8 +12,8 @@ from revln.db.results import vectors_to_bytes
 from revln.errors import FingerprintMismatch, ItemError, ItemNotFound
 from revln.jobs.schemas import Item
 from worker.context import Context, Done, Outcome, parse_items
-from worker.embedding import Content, embed
-from worker.handlers.embed import item_content, load_embedder
+from worker.embedding import Content, embed, item_contents
+from worker.handlers.embed import load_embedder
 
 __all__ = ["open_collection", "run_index"]
 
@@ -51,7 +51,7 @@ def _deletes(context: Context) -> list[_Change]:
 def _upserts(context: Context) -> list[_Change]:
     loaded = load_embedder(context)
     parsed = parse_items(context.todo)
-    contents = [item_content(context, loaded, item) for _, item in parsed]
+    contents = item_contents(context, [item for _, item in parsed])
     vectors = embed(context, loaded, contents)
     changes: list[_Change] = []
     for (todo, item), content, vector in zip(parsed, contents, vectors, strict=True):

@@ -13,8 +13,8 @@ from revln.db.results import vectors_from_bytes
 from revln.errors import ItemError, ItemInvalid, ItemNotFound
 from revln.jobs.schemas import Item, Query, QueryPart
 from worker.context import Context, Done, Outcome
-from worker.embedding import embed
-from worker.handlers.embed import item_content, load_embedder
+from worker.embedding import embed, item_contents
+from worker.handlers.embed import load_embedder
 from worker.handlers.index import open_collection
 
 __all__ = ["nearest", "run_search"]
@@ -98,8 +98,7 @@ def _part_vectors(
     if to_embed:
         loaded = load_embedder(context)
         items = [Item(text=parts[at].text, image=parts[at].image) for at in to_embed]
-        contents = [item_content(context, loaded, item) for item in items]
-        found.update(zip(to_embed, embed(context, loaded, contents), strict=True))
+        found.update(zip(to_embed, embed(context, loaded, item_contents(context, items)), strict=True))
     wanted = [part.id for part in parts if part.id is not None]
     with context.runtime.db.read() as connection:
         stored = item_vectors(connection, collection.id, wanted) if wanted else {}
