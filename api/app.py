@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
+from typing import Any
 
 import anyio.to_thread
 from fastapi import FastAPI
 
-from api import problems
+from api import docs, problems
+from api.answers import Problem
 from api.auth import RequireKey
 from api.limits import LimitBody
 from api.routes import collections, health, images, jobs, manifests, models
@@ -27,6 +29,17 @@ Submit long jobs on pictures and texts, poll them, read their results.
 A job that was accepted (202) is committed: it ends once, whatever dies meanwhile. Every item of it ends with a result
 or with an error of its own.
 """
+
+
+class _App(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            for verbs in super().openapi()["paths"].values():
+                for operation in verbs.values():
+                    # FastAPI gives a problem the media type of the route's good answer.
+                    problem = operation["responses"]["4XX"]
+                    problem["content"] = {"application/problem+json": next(iter(problem["content"].values()))}
+        return super().openapi()
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -55,13 +68,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         finally:
             await state.stop()
 
-    app = FastAPI(title="revln", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
+    app = _App(
+        title="revln", version=__version__, description=_DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     problems.install(app)
     # The last added runs first: no byte of a body is read for a stranger.
     app.add_middleware(LimitBody, settings=settings)
     app.add_middleware(RequireKey, key=settings.api_key.get_secret_value())
-    for module in (jobs, images, manifests, collections, models, health):
-        app.include_router(module.router)
+    for module in (jobs, images, manifests, collections, models, health, docs):
+        app.include_router(module.router, responses={"4XX": {"description": "A problem", "model": Problem}})
     return app
 
 

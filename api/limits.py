@@ -32,8 +32,9 @@ class LimitBody:
         limit = self._manifest_limit if manifest else self._limit
         setting = "REVLN_MAX_MANIFEST_BYTES" if manifest else "REVLN_MAX_BODY_BYTES"
         way_out = "Split it." if manifest else "Upload pictures one by one, and long lists of items as a manifest."
-        too_large = PayloadTooLarge(f"The body is larger than {limit} bytes ({setting}). {way_out}")
         declared = Headers(scope=scope).get("content-length", "")
+        size = f"has {declared} bytes" if declared.isdecimal() else "is larger than that"
+        too_large = PayloadTooLarge(f"At most {limit} bytes are read here ({setting}); the body {size}. {way_out}")
         if declared.isdecimal() and int(declared) > limit:
             await problem_response(too_large, scope["path"])(scope, receive, send)
             return

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from typing import Any
 
-from revln.errors import FieldError, ValidationFailed
+from api.problems import invalid
+from revln.jobs.schemas import is_storable
 
 __all__ = ["decode_cursor", "encode_cursor"]
 
@@ -23,8 +25,7 @@ def decode_cursor(cursor: str | None, *types: type) -> list[Any] | None:
         position = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except (ValueError, RecursionError):
         position = None
-    right = isinstance(position, list) and len(position) == len(types)
-    if not right or not all(isinstance(part, wanted) for part, wanted in zip(position, types, strict=True)):
-        detail = "not a cursor of this listing; use next_cursor of the page before, or leave it out"
-        raise ValidationFailed(f"/cursor: {detail}", (FieldError(detail, "/cursor"),))
+    right = isinstance(position, list) and [type(part) for part in position] == list(types)
+    if not right or not all(math.isfinite(part) if isinstance(part, float) else is_storable(part) for part in position):
+        raise invalid("/cursor", "not a cursor of this listing; use next_cursor of the page before, or leave it out")
     return list(position)

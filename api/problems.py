@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -29,11 +29,12 @@ from revln.errors import (
     ValidationFailed,
 )
 
-__all__ = ["STATUS", "TooBusy", "install", "problem_response", "status_of"]
+__all__ = ["STATUS", "MalformedJson", "TooBusy", "install", "invalid", "problem_response", "status_of"]
 
 log = logging.getLogger(__name__)
 
 _TYPE = "application/problem+json"
+_MOST_ERRORS = 100  # a body of ten thousand bad items needs no answer of a megabyte
 _RETRY_AFTER_S = 2  # for 503: a database or Redis that restarts is back within seconds
 
 
@@ -47,6 +48,13 @@ class TooBusy(UsersError):
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class MalformedJson(UsersError):
+    """The body cannot be read as JSON at all."""
+
+    code = "malformed_json"
+    default_message = "The body is not JSON."
 
 
 # The nearest ancestor's status counts; a test holds that every error has one.
@@ -74,23 +82,30 @@ def status_of(error: RevlnError) -> int:
 
 
 def problem_response(error: RevlnError, instance: str) -> JSONResponse:
-    status = status_of(error)
-    body: dict[str, Any] = {
-        "type": f"urn:revln:problem:{error.code}",
-        "title": error.default_message,
-        "status": status,
-        "code": error.code,
-        "detail": error.message,
-        "instance": instance,
-    }
-    if isinstance(error, ValidationFailed) and error.errors:
-        body["errors"] = [{"detail": one.detail, "pointer": one.pointer} for one in error.errors]
     headers = {}
+    more: dict[str, Any] = {}
+    if isinstance(error, ValidationFailed) and error.errors:
+        more["errors"] = [{"detail": one.detail, "pointer": one.pointer} for one in error.errors[:_MOST_ERRORS]]
     if isinstance(error, TooBusy):
         headers["Retry-After"] = str(error.retry_after_s)
-    elif status == 503:
+    elif status_of(error) == 503:
         headers["Retry-After"] = str(_RETRY_AFTER_S)
-    return JSONResponse(body, status, headers, media_type=_TYPE)
+    return _problem(
+        status_of(error), f"urn:revln:problem:{error.code}", error.code, error.default_message, error.message, instance,
+        headers, **more,
+    )  # fmt: skip
+
+
+def _problem(
+    status: int, type_: str, code: str, title: str, detail: str, instance: str, headers: dict[str, str], **more: Any
+) -> JSONResponse:
+    body = {"type": type_, "title": title, "status": status, "code": code, "detail": detail, "instance": instance}
+    return JSONResponse({**body, **more}, status, headers, media_type=_TYPE)
+
+
+def invalid(pointer: str, detail: str) -> ValidationFailed:
+    """One thing wrong at one place."""
+    return ValidationFailed(f"{pointer or 'The body'}: {detail}", (FieldError(detail, pointer),))
 
 
 def install(app: FastAPI) -> None:
@@ -100,53 +115,101 @@ def install(app: FastAPI) -> None:
         assert isinstance(err, RevlnError)
         return problem_response(err, request.url.path)
 
-    async def invalid(request: Request, err: Exception) -> JSONResponse:
+    async def bad_request(request: Request, err: Exception) -> JSONResponse:
         assert isinstance(err, RequestValidationError)
-        return problem_response(validation_failed(err.errors()), request.url.path)
+        return problem_response(_of_request(request, err), request.url.path)
 
     async def http_error(request: Request, err: Exception) -> JSONResponse:
         assert isinstance(err, HTTPException)
-        body = {
-            "type": "about:blank",
-            "title": str(err.detail),
-            "status": err.status_code,
-            "code": {404: "not_found", 405: "method_not_allowed"}.get(err.status_code, "bad_request"),
-            "detail": f"{err.detail}: {request.method} {request.url.path}",
-            "instance": request.url.path,
-        }
-        return JSONResponse(body, err.status_code, dict(err.headers or {}), media_type=_TYPE)
+        if err.status_code == 400 and err.__cause__ is not None and (unread := _unreadable(err.__cause__)):
+            return problem_response(unread, request.url.path)
+        code = {404: "not_found", 405: "method_not_allowed"}.get(err.status_code, "bad_request")
+        title = str(err.detail).rstrip(".")
+        detail = f"{title}: {request.method} {request.url.path}. GET /docs shows what there is."
+        return _problem(err.status_code, "about:blank", code, title, detail, request.url.path, dict(err.headers or {}))
 
     async def unexpected(request: Request, err: Exception) -> JSONResponse:
         log.exception("%s %s failed", request.method, request.url.path, exc_info=err)
-        return problem_response(RevlnError(), request.url.path)
+        response = problem_response(RevlnError(), request.url.path)
+        response.headers["Connection"] = "close"  # the server closes it after an exception
+        return response
 
     app.add_exception_handler(RevlnError, revln_error)
-    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(RequestValidationError, bad_request)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(Exception, unexpected)
 
 
-def validation_failed(errors: Sequence[Any]) -> ValidationFailed:
-    """pydantic's errors as field errors with RFC 6901 pointers into the body, or into the query string."""
-    fields = tuple(
-        # Which kind of job it is could not be told: that is the fault of /kind.
-        FieldError(_detail(error), _pointer(error["loc"]) + ("/kind" if error["type"].startswith("union_tag") else ""))
-        for error in errors
-    )
-    first = fields[0]
+# --- what FastAPI and pydantic found ------------------------------------------------------------------------------
+
+
+def _unreadable(cause: BaseException) -> MalformedJson | None:
+    """Why a body could not be read, where FastAPI says only that it could not."""
+    match cause:
+        case UnicodeDecodeError():
+            return MalformedJson(f"The body is not {cause.encoding}: byte {cause.start} is wrong. Send UTF-8.")
+        case RecursionError():
+            return MalformedJson("The body is nested too deeply to be read. Flatten it.")
+        case ValueError():
+            return MalformedJson("A number in the body has too many digits to be read. Send it as a text.")
+    return None
+
+
+def _of_request(request: Request, err: RequestValidationError) -> UsersError:
+    errors = err.errors()
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return MalformedJson(f"The body is not JSON: {first['ctx']['error']} at character {first['loc'][1]}.")
+    if isinstance(err.body, bytes):
+        sent = request.headers.get("content-type", "nothing")
+        return UnsupportedMedia(f"The body must be sent as Content-Type: application/json; it came as {sent[:100]}.")
+    if first["loc"][0] == "body" and not isinstance(err.body, dict):
+        given = {list: "an array", str: "a string", type(None): "nothing"}.get(type(err.body), "a number or a boolean")
+        return invalid("", f"a JSON object is wanted, {given} was sent")
+    fields = tuple(FieldError(_detail(error), _pointer(error, err.body)) for error in errors)
     more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
-    return ValidationFailed(f"{first.pointer or 'The body'}: {first.detail}{more}", fields)
+    return ValidationFailed(f"{fields[0].pointer or 'The body'}: {fields[0].detail}{more}", fields)
+
+
+# pydantic's words where ours say more: what to do about it, or the size of what was sent.
+_WORDS: dict[str, Callable[[Any], str]] = {
+    "missing": lambda _: "this is required",
+    "extra_forbidden": lambda _: "there is no such field here; GET /docs lists the fields",
+    "string_too_long": lambda error: (
+        f"{len(error['input']):,} characters; at most {error['ctx']['max_length']:,} are read: shorten it"
+    ),
+    "model_attributes_type": lambda _: "an object is wanted, as in {…}",
+    "union_tag_unknown": lambda error: f"{error['msg']}; got {_short(error['input'].get('kind'))}",
+}
 
 
 def _detail(error: Any) -> str:
-    detail = str(error["msg"]).removeprefix("Value error, ")
+    if words := _WORDS.get(error["type"]):
+        return words(error)
     given = error.get("input")
-    if isinstance(given, str | int | float | bool) and len(str(given)) <= 100:
-        detail += f" (got {given!r})"
-    return detail
+    shown = isinstance(given, str | int | float | bool) and len(str(given)) <= 100
+    return str(error["msg"]).removeprefix("Value error, ") + (f" (got {given!r})" if shown else "")
 
 
-def _pointer(location: Sequence[Any]) -> str:
-    """Leave out what pydantic adds to a location: where the value stood, and the tags of unions."""
-    steps = [str(step) for step in location[1:] if not str(step).startswith("(")]
-    return "".join("/" + step.replace("~", "~0").replace("/", "~1") for step in steps)
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:100] + "…"
+
+
+def _pointer(error: Any, body: Any) -> str:
+    """RFC 6901, into the body; for a query parameter or a header, its name.
+
+    pydantic's locations also hold tags of unions, which are no step into the body: they are told by walking along.
+    """
+    where, *steps = error["loc"]
+    if where != "body":
+        return "".join(f"/{step}" for step in steps)
+    if error["type"] == "union_tag_unknown":
+        return "/kind"
+    pointer, value = "", body
+    for number, step in enumerate(steps):
+        inside = step in value if isinstance(value, dict) else isinstance(value, list) and isinstance(step, int)
+        if inside or (error["type"] == "missing" and number == len(steps) - 1):
+            pointer += "/" + str(step).replace("~", "~0").replace("/", "~1")
+            value = value[step] if inside else None
+    return pointer

@@ -6,13 +6,13 @@ import functools
 import operator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, create_model
+from fastapi import Body
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model
 
-from revln.errors import FieldError, ValidationFailed
 from revln.jobs.kinds import KINDS, Priority
-from revln.jobs.schemas import MAX_METADATA_KEYS
+from revln.jobs.schemas import Metadata
 
-__all__ = ["JobRequest", "SubmitBody", "check_storable"]
+__all__ = ["JobRequest", "SubmitBody"]
 
 MAX_DEADLINE_S = 30 * 86_400.0
 MAX_RETENTION_S = 3_650 * 86_400.0
@@ -27,7 +27,7 @@ class SubmitBody(BaseModel):
     input: BaseModel
     model: Annotated[str, Field(max_length=128)] | None = Field(None, description="A name from GET /v1/models.")
     priority: Priority = Field(Priority.NORMAL, description="Which queue: interactive, normal or bulk.")
-    metadata: Annotated[dict[str, JsonValue], Field(max_length=MAX_METADATA_KEYS)] = Field(
+    metadata: Metadata = Field(
         default_factory=dict, description="Yours; given back with the job. `tag` in it can be listed by."
     )
     deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)] | None = Field(
@@ -67,23 +67,13 @@ JobRequest: Any = Annotated[
         custom_error_type="union_tag_unknown",
         custom_error_message=f"the kind of job must be one of {', '.join(KINDS)}",
     ),
+    Body(
+        openapi_examples={
+            kind.name: {
+                "summary": (kind.input.__doc__ or "").splitlines()[0],
+                "value": {"kind": kind.name, "input": kind.input.model_json_schema()["examples"][0]},
+            }
+            for kind in KINDS.values()
+        }
+    ),
 ]
-
-
-def check_storable(value: Any, pointer: str = "") -> None:
-    """Refuse text that PostgreSQL cannot keep: NUL, and halves of surrogate pairs.
-
-    Raises:
-        ValidationFailed: with the place of the first one.
-    """
-    if isinstance(value, str):
-        if "\x00" in value or any("\ud800" <= char <= "\udfff" for char in value):
-            detail = "this text holds a NUL character or an unpaired surrogate, which cannot be stored"
-            raise ValidationFailed(f"{pointer}: {detail}", (FieldError(detail, pointer),))
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            check_storable(key, pointer)
-            check_storable(inner, f"{pointer}/{key}")
-    elif isinstance(value, list):
-        for place, inner in enumerate(value):
-            check_storable(inner, f"{pointer}/{place}")

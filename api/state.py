@@ -42,7 +42,8 @@ class ApiState:
         self.db.close()
 
 
-def _state(request: Request) -> ApiState:
+async def _state(request: Request) -> ApiState:
+    # Not a plain function: FastAPI would take a thread to call it.
     return cast(ApiState, request.app.state.revln)
 
 

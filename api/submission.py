@@ -8,30 +8,24 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from uuid_utils.compat import uuid7
 
-from api.problems import TooBusy
-from api.requests import SubmitBody, check_storable
+from api.problems import TooBusy, invalid
+from api.requests import SubmitBody
 from api.state import ApiState
 from revln.db.collections import Collection, get_collection
 from revln.db.jobs import Job, NewChunk, NewJob, count_open_items, drain_rate, submit_job
-from revln.errors import (
-    FieldError,
-    FingerprintMismatch,
-    ItemInvalid,
-    ItemNotFound,
-    NotFound,
-    ValidationFailed,
-)
+from revln.errors import FingerprintMismatch, ItemNotFound, NotFound
 from revln.jobs.kinds import KINDS, JobKind, queue_name
 from revln.models.base import ModelInfo
 
 __all__ = ["submit"]
 
 _BUSY_LEAST_S, _BUSY_MOST_S = 5, 3_600
-_READ_BYTES = 2**20
+_LINE_MAX_BYTES = 2**20  # the longest item, fully escaped, takes a fifth of it
+_RANGE_MAX_BYTES = 64 * 2**20  # what a worker reads of a manifest at once, blank lines included
 
 
 def submit(state: ApiState, body: SubmitBody, idempotency_key: str | None) -> tuple[Job, bool]:
@@ -42,14 +36,13 @@ def submit(state: ApiState, body: SubmitBody, idempotency_key: str | None) -> tu
     """
     kind = KINDS[body.kind]
     sent = body.model_dump(mode="json", exclude_none=True)
-    check_storable(sent)
     request_sha256 = hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
     parameters: dict[str, Any] = sent["input"]
     info, collection = _model_and_collection(state, body.model, parameters)
     items = parameters.pop(kind.items_field, None) or parameters.pop("ids", None)
     source = parameters.get(kind.source_field)
     if items is not None:
-        _store_inline_images(state, items, kind.items_field)
+        _take_inline(state, items, f"/input/{kind.items_field}", collection)
         total, chunks = len(items), list(_slices(items, kind.chunk_items))
     else:
         assert source is not None
@@ -82,10 +75,6 @@ def submit(state: ApiState, body: SubmitBody, idempotency_key: str | None) -> tu
     return job, new
 
 
-def _invalid(pointer: str, detail: str) -> ValidationFailed:
-    return ValidationFailed(f"{pointer}: {detail}", (FieldError(detail, pointer),))
-
-
 def _model_and_collection(
     state: ApiState, wanted: str | None, parameters: dict[str, Any]
 ) -> tuple[ModelInfo, Collection | None]:
@@ -96,11 +85,11 @@ def _model_and_collection(
             with state.db.read() as connection:
                 collection = get_collection(connection, name)
         except NotFound as err:
-            raise _invalid("/input/collection", err.message) from err
+            raise invalid("/input/collection", err.message) from err
     try:
         info = state.catalog.describe(wanted or (collection.model if collection else state.catalog.default))
     except NotFound as err:
-        raise _invalid("/model", err.message) from err
+        raise invalid("/model", err.message) from err
     if collection is not None and collection.model_fingerprint != info.fingerprint:
         raise FingerprintMismatch(
             f"Collection {collection.name!r} holds vectors of {collection.model} ({collection.model_fingerprint}); "
@@ -109,25 +98,28 @@ def _model_and_collection(
     return info, collection
 
 
-def _store_inline_images(state: ApiState, items: list[Any], field: str) -> None:
-    """Move base64 images into the blob store: rows and messages stay small, and the same bytes are kept once."""
-    for place, item in enumerate(items):
-        for image, pointer in _images_of(item, f"/input/{field}/{place}"):
-            encoded = image.pop("base64", None)
-            if encoded is None:
-                continue
+def _take_inline(state: ApiState, items: list[Any], pointer: str, collection: Collection | None) -> None:
+    """Move base64 images into the blob store (rows stay small, the same bytes are kept once) and check vectors."""
+    for part, place in _parts(items, pointer):
+        vector, image = part.get("vector"), part.get("image") or {}
+        if vector is not None and collection is not None and len(vector) != collection.dim:
+            detail = f"{len(vector)} dimensions; vectors of collection {collection.name!r} have {collection.dim}"
+            raise invalid(f"{place}/vector", detail)
+        if (encoded := image.pop("base64", None)) is not None:
             try:
                 data = base64.b64decode(encoded, validate=True)
             except (binascii.Error, ValueError) as err:
-                raise _invalid(f"{pointer}/base64", f"not base64: {err}") from err
+                raise invalid(f"{place}/image/base64", f"not base64: {err}") from err
             image["sha256"] = state.blobs.put(data, "images")
 
 
-def _images_of(item: Any, pointer: str) -> Iterator[tuple[dict[str, Any], str]]:
-    parts = enumerate(item) if isinstance(item, list) else [("", item)]
-    for place, part in parts:
-        if isinstance(part, dict) and isinstance(image := part.get("image"), dict):
-            yield image, f"{pointer}{f'/{place}' if isinstance(item, list) else ''}/image"
+def _parts(items: list[Any], pointer: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """Items, and the parts of queries that have several; not the ids of a delete."""
+    for number, item in enumerate(items):
+        if isinstance(item, list):
+            yield from _parts(item, f"{pointer}/{number}")
+        elif isinstance(item, dict):
+            yield item, f"{pointer}/{number}"
 
 
 def _slices(items: list[Any], size: int) -> Iterator[NewChunk]:
@@ -140,34 +132,36 @@ def _manifest_chunks(state: ApiState, sha256: str, kind: JobKind) -> tuple[int, 
     """Cut a manifest into byte ranges of ``chunk_items`` lines each, without ever holding it in memory."""
     pointer = f"/input/{kind.source_field}/sha256"
     chunks: list[NewChunk] = []
-    total = in_chunk = start = offset = 0
+    total = in_chunk = start = end = 0
     try:
         with state.blobs.open(sha256, "manifests") as file:
-            for line in file:
-                offset += len(line)
-                if not line.strip():
-                    continue
-                in_chunk += 1
-                if in_chunk == kind.chunk_items:
-                    chunks.append(_range(total, in_chunk, start, offset))
-                    total, in_chunk, start = total + in_chunk, 0, offset
-                if total > state.settings.max_job_items:
-                    break
-    except (ItemNotFound, ItemInvalid) as err:
-        raise _invalid(pointer, f"{err.message} POST /v1/manifests uploads one.") from err
-    if in_chunk:
-        chunks.append(_range(total, in_chunk, start, offset))
-        total += in_chunk
-    if total > state.settings.max_job_items:
-        limit = state.settings.max_job_items
-        raise _invalid(pointer, f"more than {limit} items (REVLN_MAX_JOB_ITEMS); submit it as several jobs")
+            for begin, stop in _lines(file, pointer, state.settings.max_job_items):
+                if in_chunk == kind.chunk_items or (in_chunk and stop - start > _RANGE_MAX_BYTES):
+                    chunks.append(NewChunk(total - in_chunk, in_chunk, source_offset=start, source_length=end - start))
+                    in_chunk = 0
+                if not in_chunk:
+                    start = begin
+                total, in_chunk, end = total + 1, in_chunk + 1, stop
+    except ItemNotFound as err:
+        raise invalid(pointer, f"there is no manifest {sha256}; POST /v1/manifests uploads one") from err
     if not total:
-        raise _invalid(pointer, "the manifest has no items")
+        raise invalid(pointer, "the manifest has no items; it needs at least one line that is not blank")
+    chunks.append(NewChunk(total - in_chunk, in_chunk, source_offset=start, source_length=end - start))
     return total, chunks
 
 
-def _range(first: int, count: int, start: int, end: int) -> NewChunk:
-    return NewChunk(first, count, source_offset=start, source_length=end - start)
+def _lines(file: IO[bytes], pointer: str, most: int) -> Iterator[tuple[int, int]]:
+    """Where each line that is not blank begins and ends."""
+    number = offset = 0
+    while line := file.readline(_LINE_MAX_BYTES + 1):
+        number += 1
+        if number > most:
+            raise invalid(pointer, f"more than {most} lines (REVLN_MAX_JOB_ITEMS); submit it as several jobs")
+        if len(line) > _LINE_MAX_BYTES:
+            raise invalid(pointer, f"line {number} is longer than {_LINE_MAX_BYTES:,} bytes; shorten it")
+        if line.strip():
+            yield offset, offset + len(line)
+        offset += len(line)
 
 
 def _tag(metadata: dict[str, Any]) -> str | None:

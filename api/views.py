@@ -13,7 +13,7 @@ from revln.db.jobs import Job
 from revln.jobs.state import JobStatus
 from revln.settings import Settings
 
-__all__ = ["collection_view", "etag", "job_view", "result_view", "timestamp"]
+__all__ = ["collection_view", "etag", "job_view", "matches", "result_view", "timestamp"]
 
 
 def timestamp(seconds: float | None) -> str | None:
@@ -26,6 +26,12 @@ def timestamp(seconds: float | None) -> str | None:
 def etag(job: Job) -> str:
     """Weak: ``eta_s`` and ``queue_position`` move without a new version."""
     return f'W/"{job.version}"'
+
+
+def matches(tag: str, if_none_match: str | None) -> bool:
+    """Whether an ETag is among those of an If-None-Match header, compared weakly (RFC 9110)."""
+    given = [one.strip().removeprefix("W/") for one in (if_none_match or "").split(",")]
+    return "*" in given or tag.removeprefix("W/") in given
 
 
 def job_view(job: Job, settings: Settings, queue_position: int | None = None) -> dict[str, Any]:

@@ -5,22 +5,24 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 
+from api.answers import CollectionAnswer, CollectionPage, CollectionsAnswer
 from api.paging import decode_cursor, encode_cursor
-from api.requests import check_storable
+from api.problems import invalid
 from api.state import State
 from api.views import collection_view
 from revln.db import collections as db_collections
-from revln.errors import FieldError, NotFound, ValidationFailed
-from revln.jobs.schemas import MAX_METADATA_KEYS, CollectionName
+from revln.errors import NotFound
+from revln.jobs.schemas import CollectionName, Metadata
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/collections", tags=["collections"])
 
 Name = Annotated[CollectionName, Path()]
+_ONE: dict[int | str, dict[str, Any]] = {200: {"model": CollectionAnswer}}
 
 
 class CollectionBody(BaseModel):
@@ -29,33 +31,35 @@ class CollectionBody(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     model: Annotated[str, Field(max_length=128)] | None = None
-    metadata: Annotated[dict[str, JsonValue], Field(max_length=MAX_METADATA_KEYS)] = Field(default_factory=dict)
+    metadata: Metadata = Field(default_factory=dict)
 
 
-@router.put("/{name}", summary="Make a collection; again is fine", responses={201: {"description": "Made"}})
+@router.put(
+    "/{name}",
+    summary="Make a collection; again is fine",
+    responses={**_ONE, 201: {"model": CollectionAnswer, "description": "Made"}},
+)
 def put(name: Name, state: State, body: CollectionBody | None = None) -> Response:
     body = body or CollectionBody()
-    check_storable(body.metadata, "/metadata")
     try:
         info = state.catalog.describe(body.model or state.catalog.default)
     except NotFound as err:
-        raise ValidationFailed(f"/model: {err.message}", (FieldError(err.message, "/model"),)) from err
+        raise invalid("/model", err.message) from err
     if info.dim is None:
-        detail = f"model {info.name} makes no vectors"
-        raise ValidationFailed(f"/model: {detail}", (FieldError(detail, "/model"),))
+        raise invalid("/model", f"model {info.name} makes no vectors")
     collection, new = db_collections.create_collection(
         state.db, name, info.name, info.fingerprint, info.dim, body.metadata
     )
     return JSONResponse(collection_view(collection), 201 if new else 200)
 
 
-@router.get("", summary="List collections")
+@router.get("", summary="List collections", responses={200: {"model": CollectionsAnswer}})
 def list_all(state: State) -> dict[str, Any]:
     with state.db.read() as connection:
         return {"collections": [collection_view(one) for one in db_collections.list_collections(connection)]}
 
 
-@router.get("/{name}", summary="Read a collection")
+@router.get("/{name}", summary="Read a collection", responses=_ONE)
 def get(name: Name, state: State) -> dict[str, Any]:
     with state.db.read() as connection:
         return collection_view(db_collections.get_collection(connection, name))
@@ -67,7 +71,11 @@ def delete(name: Name, state: State) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/{name}/items", summary="Page through a collection's items, in the order of their ids")
+@router.get(
+    "/{name}/items",
+    summary="Page through a collection's items, in the order of their ids",
+    responses={200: {"model": CollectionPage}},
+)
 def items(
     name: Name,
     state: State,

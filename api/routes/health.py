@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, gen
 from redis.exceptions import RedisError
 from starlette.responses import JSONResponse
 
+from api.answers import ReadyAnswer
 from api.state import ApiState, State
 from revln import __version__
 from revln.broker import canary_key, redis_url
@@ -25,6 +26,10 @@ __all__ = ["router"]
 router = APIRouter(tags=["health"])
 
 _CANARY_S = 5.0
+_READY: dict[int | str, dict[str, Any]] = {
+    200: {"model": ReadyAnswer},
+    503: {"model": ReadyAnswer, "description": "Not ready: the part that is not says why"},
+}
 
 
 @router.get("/healthz", summary="The API process answers")
@@ -32,7 +37,7 @@ def healthz() -> dict[str, str]:
     return {"status": "ok", "version": __version__}
 
 
-@router.get("/readyz", summary="Database, Redis and a worker answer", responses={503: {"description": "Not ready"}})
+@router.get("/readyz", summary="Database, Redis and a worker answer", responses=_READY)
 async def readyz(state: State) -> JSONResponse:
     """The worker's part is a canary: a message through Celery that a worker thread answers, its model loaded."""
     database, broker, worker = await asyncio.gather(
@@ -72,7 +77,8 @@ async def _worker(state: ApiState) -> str:
         return f"the canary could not be sent: {type(err).__name__}"
     finally:
         await client.aclose()
-    return "ok" if answer else f"no worker answered within {_CANARY_S:g} s"
+    # The answer is [key, "ok"], or what stopped the worker.
+    return str(answer[1]) if answer else f"no worker answered within {_CANARY_S:g} s"
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse
 
+from api.answers import ImageAnswer
+from api.problems import invalid
 from api.state import ApiState, State
-from revln.errors import FieldError, ItemNotFound, NotFound, ValidationFailed
+from api.views import matches
+from revln.errors import ItemNotFound, NotFound
 from revln.images import THUMBNAIL_MEDIA_TYPE, THUMBNAIL_WIDTHS, inspect_image, thumbnail
 
 __all__ = ["router"]
@@ -25,7 +28,7 @@ _FORM = "multipart/form-data"
     "",
     status_code=201,
     summary="Upload a picture, raw or as a multipart form's file",
-    responses={200: {"description": "Known already"}},
+    responses={200: {"model": ImageAnswer, "description": "Known already"}, 201: {"model": ImageAnswer}},
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -41,8 +44,7 @@ async def upload(request: Request, state: State) -> Response:
         async with request.form(max_files=1, max_fields=8) as form:
             files = [value for value in form.values() if isinstance(value, UploadFile)]
             if len(files) != 1:
-                detail = f"a form must carry exactly one file; this one carries {len(files)}"
-                raise ValidationFailed(detail, (FieldError(detail, ""),))
+                raise invalid("", f"a form must carry exactly one file; this one carries {len(files)}")
             data = await files[0].read()
     else:
         data = await request.body()
@@ -74,12 +76,15 @@ def fetch(
     sha256: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")],
     state: State,
     width: Annotated[int | None, Query(ge=THUMBNAIL_WIDTHS[0], le=THUMBNAIL_WIDTHS[1])] = None,
+    if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
+    headers = {"Cache-Control": _FOREVER, "ETag": f'"{sha256}-{width or 0}"', "X-Content-Type-Options": "nosniff"}
+    if matches(headers["ETag"], if_none_match) and state.blobs.exists(sha256, "images"):
+        return Response(status_code=304, headers=headers)
     try:
         data = state.blobs.get(sha256, "images")
     except ItemNotFound as err:
         raise NotFound(f"There is no image {sha256}. POST /v1/images uploads one.") from err
-    headers = {"Cache-Control": _FOREVER, "ETag": f'"{sha256}-{width or 0}"', "X-Content-Type-Options": "nosniff"}
     if width is not None:
         return Response(thumbnail(data, state.image_limits, width), media_type=THUMBNAIL_MEDIA_TYPE, headers=headers)
     facts = inspect_image(data, state.image_limits)

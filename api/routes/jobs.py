@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections.abc import AsyncIterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,15 +15,17 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.responses import JSONResponse
 
+from api.answers import RESULTS, JobAnswer, JobDoneAnswer, JobPage
 from api.paging import decode_cursor, encode_cursor
+from api.problems import invalid
 from api.requests import JobRequest, SubmitBody
 from api.state import ApiState, State
 from api.submission import submit
-from api.views import etag, job_view, result_view, timestamp
+from api.views import etag, job_view, matches, result_view, timestamp
 from revln.db import jobs as db_jobs
 from revln.db.jobs import Job, JobFilter
 from revln.db.results import result_items
-from revln.errors import FieldError, UnsupportedMedia, ValidationFailed
+from revln.errors import NotFound, UnsupportedMedia
 from revln.jobs.kinds import KINDS, queue_name
 from revln.jobs.state import JobStatus
 
@@ -34,10 +36,23 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 _NPY = "application/x-npy"
 _PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})", re.IGNORECASE)
 _INLINE_RESULT_ITEMS = 1_000  # `Prefer: wait` answers with at most one page of the result
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 Wait = Annotated[float, Query(ge=0, le=600, description="Hold the answer up to this many seconds for a change.")]
 Limit = Annotated[int, Query(ge=1, le=10_000)]
-JobId = Annotated[str, Depends(lambda job_id: job_id)]
+
+
+_JOB: dict[int | str, dict[str, Any]] = {200: {"model": JobAnswer}}
+
+
+async def _job_id(job_id: str) -> str:
+    """What is no id of ours is not there; nor does the database hear of it (PostgreSQL refuses NUL in a text)."""
+    if not _UUID.fullmatch(job_id):
+        raise NotFound(f"There is no job {job_id[:80]!r}.")
+    return job_id
+
+
+JobId = Annotated[str, Depends(_job_id)]
 
 
 def _read(state: ApiState, job_id: str) -> tuple[Job, int | None]:
@@ -58,7 +73,15 @@ def _answer(state: ApiState, job: Job, position: int | None, status: int = 200, 
     return JSONResponse(body, status, {"ETag": etag(job)})
 
 
-@router.post("", status_code=202, summary="Submit a job", responses={200: {"description": "Done within Prefer: wait"}})
+@router.post(
+    "",
+    status_code=202,
+    summary="Submit a job",
+    responses={
+        200: {"model": JobDoneAnswer, "description": "Done within Prefer: wait"},
+        202: {"model": JobAnswer, "description": "Accepted: committed, to be done"},
+    },
+)
 async def submit_job(
     body: JobRequest,
     state: State,
@@ -73,6 +96,7 @@ async def submit_job(
     headers = {"Location": job_view(job, state.settings)["urls"]["self"]}
     more: dict[str, Any] = {}
     if wait_s is not None:
+        wait_s = min(wait_s, state.settings.max_wait_s)
         headers["Preference-Applied"] = f"wait={wait_s:g}"
         job, position = await _until(state, job.id, lambda now: now.status.done, wait_s)
         if job.status.done:
@@ -103,20 +127,21 @@ async def _until(state: ApiState, job_id: str, enough: Any, wait_s: float) -> tu
     return latest[0]
 
 
-@router.get("", summary="List jobs, newest first")
+@router.get("", summary="List jobs, newest first", responses={200: {"model": JobPage}})
 def list_jobs(
     state: State,
     status: JobStatus | None = None,
     kind: Annotated[str | None, Query(json_schema_extra={"enum": list(KINDS)})] = None,
     collection: str | None = None,
     tag: str | None = None,
-    created_after: datetime | None = None,
+    created_after: Annotated[datetime | None, Query(description="RFC 3339; UTC if it names no zone.")] = None,
     limit: Annotated[int, Query(ge=1, le=1_000)] = 50,
     cursor: str | None = None,
 ) -> dict[str, Any]:
     if kind is not None and kind not in KINDS:
-        detail = f"there is no kind {kind!r}; there are {', '.join(KINDS)}"
-        raise ValidationFailed(f"/kind: {detail}", (FieldError(detail, "/kind"),))
+        raise invalid("/kind", f"there is no kind {kind[:80]!r}; there are {', '.join(KINDS)}")
+    if created_after is not None and created_after.tzinfo is None:
+        created_after = created_after.replace(tzinfo=UTC)
     wanted = JobFilter(
         status=status,
         kind=kind,
@@ -137,20 +162,19 @@ def _plain(value: str | None) -> str | None:
     return value.replace("\x00", "\ufffd") if value is not None else None
 
 
-@router.get("/{job_id}", summary="Read a job, or wait for it to change")
+@router.get("/{job_id}", summary="Read a job, or wait for it to change", responses=_JOB)
 async def get_job(
-    job_id: str,
+    job_id: JobId,
     state: State,
     wait: Wait = 0,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """With `wait`, answers as soon as the job differs from `If-None-Match` (or from now), or is done."""
-    job_id = _plain(job_id) or job_id
     job, position = await run_sync(_read, state, job_id)
     known = if_none_match or etag(job)
-    if wait and not job.status.done and etag(job) == known:
-        job, position = await _until(state, job_id, lambda now: now.status.done or etag(now) != known, wait)
-    if if_none_match == etag(job):
+    if wait and not job.status.done and matches(etag(job), known):
+        job, position = await _until(state, job_id, lambda now: now.status.done or not matches(etag(now), known), wait)
+    if matches(etag(job), if_none_match):
         return Response(status_code=304, headers={"ETag": etag(job)})
     return _answer(state, job, position)
 
@@ -158,10 +182,10 @@ async def get_job(
 @router.get(
     "/{job_id}/result",
     summary="Read the items that are done, also while the job runs",
-    responses={200: {"content": {"application/json": {}, _NPY: {}}}},
+    responses={200: {"model": RESULTS, "content": {_NPY: {}}}},
 )
 def get_result(
-    job_id: str,
+    job_id: JobId,
     request: Request,
     state: State,
     offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
@@ -169,7 +193,7 @@ def get_result(
 ) -> Response:
     """As JSON, or with `Accept: application/x-npy` as a float32 array: row i is item offset + i, NaN if not done."""
     with state.db.read() as connection:
-        job = db_jobs.get_job(connection, _plain(job_id) or job_id)
+        job = db_jobs.get_job(connection, job_id)
     headers = {"ETag": etag(job)}
     if _NPY in request.headers.get("accept", ""):
         return Response(_as_npy(state, job, offset, limit), media_type=_NPY, headers=headers)
@@ -192,10 +216,10 @@ def _as_npy(state: ApiState, job: Job, offset: int, limit: int) -> bytes:
     return out.getvalue()
 
 
-def _existing(job_id: str, state: State) -> str:
+def _existing(job_id: JobId, state: State) -> str:
     """Answers 404 before a stream begins: afterwards the status has been sent."""
     with state.db.read() as connection:
-        return db_jobs.get_job(connection, _plain(job_id) or job_id).id
+        return db_jobs.get_job(connection, job_id).id
 
 
 @router.get("/{job_id}/events", summary="Follow a job (server-sent events)", response_class=EventSourceResponse)
@@ -229,17 +253,22 @@ async def follow(
             return
 
 
-@router.post("/{job_id}/cancel", summary="Cancel: queued chunks now, running ones at their next batch")
-def cancel_job(job_id: str, state: State) -> Response:
-    job = db_jobs.cancel_job(state.db, _plain(job_id) or job_id)
+@router.post("/{job_id}/cancel", summary="Cancel: queued chunks now, running ones at their next batch", responses=_JOB)
+def cancel_job(job_id: JobId, state: State) -> Response:
+    job = db_jobs.cancel_job(state.db, job_id)
     state.publisher.announce(job.id)
     return _answer(state, job, None)
 
 
-@router.post("/{job_id}/retry", status_code=202, summary="Run again what failed, was canceled or expired")
-def retry_job(job_id: str, state: State) -> Response:
+@router.post(
+    "/{job_id}/retry",
+    status_code=202,
+    summary="Run again what failed, was canceled or expired",
+    responses={202: {"model": JobAnswer}},
+)
+def retry_job(job_id: JobId, state: State) -> Response:
     with state.db.read() as connection:
-        kind = KINDS[db_jobs.get_job(connection, _plain(job_id) or job_id).kind]
+        kind = KINDS[db_jobs.get_job(connection, job_id).kind]
     job = db_jobs.retry_job(state.db, job_id, kind.max_attempts)
     state.publisher.publish(queue_name(job.kind, job.priority))
     state.publisher.announce(job.id)
@@ -247,6 +276,6 @@ def retry_job(job_id: str, state: State) -> Response:
 
 
 @router.delete("/{job_id}", status_code=204, summary="Delete a finished job and its result")
-def delete_job(job_id: str, state: State) -> Response:
-    db_jobs.delete_job(state.db, _plain(job_id) or job_id)
+def delete_job(job_id: JobId, state: State) -> Response:
+    db_jobs.delete_job(state.db, job_id)
     return Response(status_code=204)

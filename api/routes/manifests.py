@@ -6,6 +6,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
+from api.answers import ManifestAnswer
 from api.state import State
 
 __all__ = ["router"]
@@ -17,6 +18,7 @@ router = APIRouter(prefix="/v1/manifests", tags=["manifests"])
     "",
     status_code=201,
     summary="Upload a manifest: one item a line",
+    responses={201: {"model": ManifestAnswer}},
     openapi_extra={
         "requestBody": {
             "required": True,

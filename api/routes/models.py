@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from api.answers import ModelsAnswer
 from api.state import State
 from revln.db.workers import list_workers
 from revln.errors import ModelUnavailable
@@ -15,7 +16,7 @@ __all__ = ["router"]
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-@router.get("", summary="List models")
+@router.get("", summary="List models", responses={200: {"model": ModelsAnswer}})
 def list_all(state: State) -> dict[str, Any]:
     with state.db.read() as connection:
         workers = list_workers(connection)

@@ -7,11 +7,15 @@ manifest.
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -23,6 +27,7 @@ from pydantic import (
 
 __all__ = [
     "CaptionInput",
+    "CaptionItem",
     "CaptionResult",
     "EmbedInput",
     "EmbedResult",
@@ -32,10 +37,12 @@ __all__ = [
     "Item",
     "ItemsInput",
     "ManifestRef",
+    "Metadata",
     "Query",
     "QueryPart",
     "SearchInput",
     "SearchResult",
+    "is_storable",
 ]
 
 MAX_TEXT_CHARS = 20_000  # about 4,000 words; a text encoder reads a few dozen and says so in its model card
@@ -43,15 +50,56 @@ MAX_INLINE_ITEMS = 10_000  # above that, send a manifest: one request stays unde
 MAX_ID_CHARS = 512
 MAX_K = 1_000
 MAX_QUERIES = 1_000
+MAX_HITS = 100_000  # k times queries: every hit carries its item's text and metadata
 MAX_METADATA_KEYS = 64
+MAX_METADATA_BYTES = 16_384  # as JSON; it travels with every hit and every listing
+MAX_METADATA_DEPTH = 16
+
+# NUL, and halves of surrogate pairs: PostgreSQL keeps neither.
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def is_storable(text: str) -> bool:
+    """Whether every database can keep this text."""
+    return not _UNSTORABLE.search(text)
+
+
+def _storable(text: str) -> str:
+    if found := _UNSTORABLE.search(text):
+        raise ValueError(f"character {found.start()} is U+{ord(found[0]):04X}, which cannot be stored; remove it")
+    return text
+
+
+def _small(metadata: Any) -> Any:
+    """Refuse metadata that is nested too deeply, too large, or not storable, before anything recurses into it."""
+    if isinstance(metadata, dict):
+        _check_json(metadata, MAX_METADATA_DEPTH)
+        size = len(json.dumps(metadata, ensure_ascii=False).encode())
+        if size > MAX_METADATA_BYTES:
+            raise ValueError(f"metadata of {size:,} bytes as JSON; at most {MAX_METADATA_BYTES:,} are kept: shorten it")
+    return metadata
+
+
+def _check_json(value: Any, depth_left: int) -> None:
+    if isinstance(value, str):
+        _storable(value)
+    elif isinstance(value, dict | list):
+        if not depth_left:
+            raise ValueError(f"metadata nested more than {MAX_METADATA_DEPTH} deep; flatten it")
+        for inner in [*value, *value.values()] if isinstance(value, dict) else value:
+            _check_json(inner, depth_left - 1)
+
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="Lower-case hexadecimal SHA-256.")]
-Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS)]
-ItemId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS), AfterValidator(_storable)]
+ItemId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS), AfterValidator(_storable)]
 CollectionName = Annotated[
     str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="Lower-case letters, digits, '-' and '_'.")
 ]
-Metadata = Annotated[dict[str, JsonValue], Field(max_length=MAX_METADATA_KEYS)]
+Metadata = Annotated[dict[str, JsonValue], Field(max_length=MAX_METADATA_KEYS), BeforeValidator(_small)]
+
+
+_SHA = "0f" * 32  # stands for an uploaded picture or manifest in the examples
 
 
 class _Strict(BaseModel):
@@ -63,7 +111,7 @@ class _Strict(BaseModel):
 class ImageRef(_Strict):
     """A picture: exactly one of its URL, the SHA-256 of uploaded bytes, or the bytes in base64."""
 
-    url: Annotated[str, Field(max_length=4_096)] | None = None
+    url: Annotated[str, Field(max_length=4_096), AfterValidator(_storable)] | None = None
     sha256: Sha256 | None = None
     base64: str | None = None
 
@@ -117,9 +165,24 @@ class ItemsInput(_Strict):
 class EmbedInput(ItemsInput):
     """Turn each item into a unit-norm vector of the model's joint space."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"items": [{"text": "a dog on a beach"}, {"image": {"sha256": _SHA}}]}]}
+    )
+
 
 class IndexInput(_Strict):
     """Change a collection: upsert items (the user's id replaces), or delete by ids."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "collection": "holiday",
+                    "items": [{"id": "dsc-1", "image": {"sha256": _SHA}, "metadata": {"year": 2026}}],
+                }
+            ]
+        }
+    )
 
     collection: CollectionName
     operation: Literal["upsert", "delete"] = "upsert"
@@ -152,15 +215,22 @@ class QueryPart(_Strict):
     def _not_blank(cls, text: str | None) -> str | None:
         return _refuse_blank(text)
 
+    @field_validator("weight")
+    @classmethod
+    def _not_nothing(cls, weight: float) -> float:
+        if weight == 0:
+            raise ValueError("a weight of 0 leaves the part out; remove it instead")
+        return weight
+
     @field_validator("vector")
     @classmethod
     def _finite_and_not_zero(cls, vector: list[float] | None) -> list[float] | None:
         if vector is None:
             return None
-        # The norm is taken in double precision: 1e200 squared overflows, and what overflows cannot be normalised.
+        # hypot does not overflow, but the squares of whoever normalises it would: 1e200 squared is infinite.
         norm = math.hypot(*vector)
-        if not math.isfinite(norm) or norm < 1e-12:
-            raise ValueError(f"a vector needs a finite norm above 1e-12; this one's is {norm}")
+        if not 1e-12 <= norm <= 1e100:
+            raise ValueError(f"a vector needs a norm between 1e-12 and 1e100; this one's is {norm:g}: scale it")
         return vector
 
     @model_validator(mode="after")
@@ -170,8 +240,6 @@ class QueryPart(_Strict):
             raise ValueError(
                 f"a query part needs exactly one of text, image, id, vector; got {' and '.join(given) or 'none'}"
             )
-        if self.weight == 0:
-            raise ValueError("a weight of 0 leaves the part out; remove it instead")
         return self
 
 
@@ -187,34 +255,62 @@ Query = Annotated[
 class SearchInput(_Strict):
     """Find the ``k`` nearest items of a collection for each query; scores are cosines in [-1, 1]."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "collection": "holiday",
+                    "queries": [{"text": "a dog"}, [{"id": "dsc-1"}, {"text": "snow", "weight": -0.5}]],
+                    "k": 5,
+                }
+            ]
+        }
+    )
+
     collection: CollectionName
     queries: Annotated[list[Query], Field(min_length=1, max_length=MAX_QUERIES)]
     k: Annotated[int, Field(ge=1, le=MAX_K)] = 10
     min_score: Annotated[float, Field(ge=-1, le=1)] | None = None
 
+    @model_validator(mode="after")
+    def _few_hits(self) -> Self:
+        if (hits := self.k * len(self.queries)) > MAX_HITS:
+            raise ValueError(f"{len(self.queries)} queries of k={self.k} may have {hits:,} hits; at most {MAX_HITS:,} "
+                             "fit in one job: submit several")  # fmt: skip
+        return self
+
+
+class CaptionItem(Item):
+    """A picture to be described."""
+
+    image: ImageRef
+
 
 class CaptionInput(ItemsInput):
     """Describe each image; with a collection, prompted with the captions of its nearest items."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"items": [{"id": "dsc-1", "image": {"sha256": _SHA}}], "collection": "holiday"}]
+        }
+    )
+
+    items: Annotated[list[CaptionItem], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None  # type: ignore[assignment]
     collection: CollectionName | None = None
     neighbors: Annotated[int, Field(ge=1, le=16)] = 4
     num_beams: Annotated[int, Field(ge=1, le=16)] = 3
     num_captions: Annotated[int, Field(ge=1, le=16)] = 1
     max_new_tokens: Annotated[int, Field(ge=1, le=64)] = 24
     temperature: Annotated[float, Field(ge=0, le=5)] = 0.0
-    prompt: Annotated[str, Field(max_length=200)] = ""
+    prompt: Annotated[str, Field(max_length=200), AfterValidator(_storable)] = ""
 
     @model_validator(mode="after")
-    def _possible_search(self) -> Self:
+    def _enough_beams(self) -> Self:
         if self.temperature == 0 and self.num_captions > self.num_beams:
             raise ValueError(
                 f"beam search with num_beams={self.num_beams} gives at most {self.num_beams} captions, not "
                 f"{self.num_captions}: raise num_beams, or set a temperature to sample"
             )
-        if self.items is not None:
-            for position, item in enumerate(self.items):
-                if item.image is None:
-                    raise ValueError(f"items/{position} has no image; only images can be captioned")
         return self
 
 

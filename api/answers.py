@@ -1,0 +1,190 @@
+"""The form of what the API answers, for openapi.json and /docs. Tests hold real answers to it; no route runs it."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from revln.jobs.kinds import KINDS, Priority
+from revln.jobs.schemas import ItemFailure
+from revln.jobs.state import JobStatus
+
+__all__ = [
+    "RESULTS",
+    "CollectionAnswer",
+    "CollectionPage",
+    "CollectionsAnswer",
+    "ImageAnswer",
+    "JobAnswer",
+    "JobDoneAnswer",
+    "JobPage",
+    "ManifestAnswer",
+    "ModelsAnswer",
+    "Problem",
+    "ReadyAnswer",
+]
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class Counts(_Answer):
+    """Items, not chunks."""
+
+    total: int
+    succeeded: int
+    failed: int
+
+
+class Urls(_Answer):
+    self: str
+    cancel: str
+    result: str
+    events: str
+    flower: str | None
+
+
+class JobAnswer(_Answer):
+    """A job. Times are RFC 3339 in UTC."""
+
+    id: str
+    kind: str
+    status: JobStatus
+    done: bool = Field(description="Whether it has ended: nothing changes any more unless somebody asks for a retry.")
+    priority: Priority
+    model: str
+    model_fingerprint: str
+    collection: str | None
+    counts: Counts
+    progress: float = Field(description="Finished items through all items, 0 to 1.")
+    queue_position: int | None = Field(description="Jobs of its queue that are ahead; null once it has started.")
+    eta_s: float | None = Field(description="Seconds to its end at the rate so far; null until something is done.")
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    cancel_requested_at: str | None
+    deadline_at: str | None
+    expires_at: str | None = Field(description="When the finished job and its result are removed.")
+    error: ItemFailure | None = Field(description="Why the job as a whole failed.")
+    metadata: dict[str, Any]
+    urls: Urls
+
+
+RESULTS: Any = functools.reduce(operator.or_, (kind.result for kind in KINDS.values()))
+
+
+class JobDoneAnswer(JobAnswer):
+    """A job that ended within `Prefer: wait`, with the first 1,000 items of its result."""
+
+    result: RESULTS
+
+
+class JobPage(_Answer):
+    jobs: list[JobAnswer]
+    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
+
+
+class ImageAnswer(_Answer):
+    """`width` and `height` are those that a viewer sees, after the EXIF orientation."""
+
+    sha256: str
+    media_type: str
+    width: int
+    height: int
+    size_bytes: int
+
+
+class ManifestAnswer(_Answer):
+    sha256: str
+    lines: int
+    size_bytes: int
+
+
+class CollectionAnswer(_Answer):
+    name: str
+    model: str
+    model_fingerprint: str
+    dim: int
+    count: int = Field(description="Items in it now.")
+    head_seq: int = Field(description="The last row of its log.")
+    metadata: dict[str, Any]
+    created_at: str
+    updated_at: str
+
+
+class CollectionsAnswer(_Answer):
+    collections: list[CollectionAnswer]
+
+
+class ImageOf(_Answer):
+    sha256: str
+
+
+class CollectionItem(_Answer):
+    id: str
+    seq: int
+    text: str | None
+    metadata: dict[str, Any]
+    image: ImageOf | None
+
+
+class CollectionPage(_Answer):
+    items: list[CollectionItem]
+    next_cursor: str | None
+
+
+class LoadedIn(_Answer):
+    """A worker that holds the model now."""
+
+    worker: str
+    device: str | None = None
+    dtype: str | None = None
+    batch: dict[str, Any] | int | None = None
+
+
+class ModelAnswer(_Answer):
+    name: str
+    default: bool
+    family: str | None = None
+    operations: list[str] | None = None
+    dim: int | None = None
+    fingerprint: str | None = None
+    parameters: int | None = None
+    license: str | None = None
+    loaded: bool | None = None
+    workers: list[LoadedIn] | None = None
+    error: ItemFailure | None = None
+
+
+class ModelsAnswer(_Answer):
+    models: list[ModelAnswer]
+
+
+class ReadyAnswer(_Answer):
+    """Each part is "ok", or what is wrong with it."""
+
+    ready: bool
+    database: str
+    redis: str
+    worker: str
+
+
+class FieldProblem(_Answer):
+    detail: str
+    pointer: str = Field(description="RFC 6901, into the body; or the name of a query parameter or header.")
+
+
+class Problem(_Answer):
+    """RFC 9457. `code` is stable; `errors` comes with `validation_failed`, a hundred at most."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    instance: str
+    errors: list[FieldProblem] | None = None
