@@ -250,7 +250,7 @@ and captioned as a job of a running service.</p>
 <dl>$facts</dl>
 </header>
 <section><h2>Asked</h2>
-<p class="lead">Three texts and one picture that is not in the collection, and the five nearest pictures for each, by
+<p class="lead">Three texts and one picture that is not in the collection, and the nearest pictures for each, by
 the cosine of their vectors.</p>
 $searches</section>
 <section><h2>Described</h2>

@@ -21,7 +21,7 @@ from revln.cli.embedded import embedded_stack
 from revln.cli.jobs import connect
 from revln.cli.output import jobs_table
 from revln.client import Job, RevlnClient
-from revln.errors import ItemError, NotFound, UsersError
+from revln.errors import ItemError, NotFound, StartupError, Unavailable, UsersError
 
 __all__ = ["demo"]
 
@@ -63,6 +63,10 @@ def demo(url: str | None, embedded: bool, images: Path | None, limit: int, model
             url = running.api_url
             console.print(f"revln is up after {time.monotonic() - began:.1f} s", url, "Flower", running.flower_url)
         with connect(url) as client:
+            try:
+                client.models()
+            except Unavailable as error:
+                raise StartupError(f"{error.message}. Start one with 'revln up', or add --embedded.") from error
             run = _Demo(client, console, plan, model)
             sheet = run.run()
         console.print()

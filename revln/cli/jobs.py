@@ -42,7 +42,7 @@ def connect(url: str | None) -> RevlnClient:
         host = "127.0.0.1" if settings.api_host in ("0.0.0.0", "::") else settings.api_host  # noqa: S104 - a comparison
         url = settings.public_url or f"http://{f'[{host}]' if ':' in host else host}:{settings.api_port}"
     # Someone waits at a terminal: say soon that nobody answers.
-    return RevlnClient(url, settings.api_key.get_secret_value() or None, retry_for_s=10.0)
+    return RevlnClient(url, settings.api_key.get_secret_value() or None, retry_for_s=5.0)
 
 
 def kind_command(name: str) -> click.Command:
