@@ -144,8 +144,9 @@ class _Probes:
     def job_runs(self) -> str:
         """A real job, through every part; deleted afterwards."""
         with RevlnClient(self.api_url, self._key, retry_for_s=PROBE_TIMEOUT_S) as client:
+            options: dict[str, Any] = {"model": _embedder(client.models()), "priority": "interactive", "retention_s": 60}
             try:
-                job = client.submit("embed", FIRST_JOB, priority="interactive", wait_s=FIRST_JOB_WAIT_S, retention_s=60)
+                job = client.submit("embed", FIRST_JOB, wait_s=FIRST_JOB_WAIT_S, **options)
             except (JobError, UsersError) as error:  # it will be no better the next time
                 raise StartupError(f"The API refused a first job: {error.message}") from error
             try:
@@ -164,6 +165,14 @@ class _Probes:
     @property
     def _key(self) -> str | None:
         return self.settings.api_key.get_secret_value() or None
+
+
+def _embedder(models: list[dict[str, Any]]) -> str:
+    """The default model; if that one is sound but embeds no texts, one that does."""
+    default = next(model for model in models if model["default"])
+    able = [model["name"] for model in models if "embed_text" in model.get("operations", ())]
+    name: str = default["name"]
+    return name if "error" in default or name in able or not able else able[0]
 
 
 def _get(url: str, key: str | None = None) -> str:

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from revln.cli.main import COMMANDS, cli, main
 from revln.cli.parts import flower_arguments, require_flower_login
+from revln.cli.up import _embedder
 from revln.errors import StartupError
 from revln.jobs.kinds import KINDS
 from revln.settings import Settings
@@ -149,3 +150,16 @@ def test_the_worker_check_fails_where_no_worker_lives(tmp_path: Path) -> None:
 def test_every_command_stands_in_the_manual() -> None:
     manual = (Path(__file__).parents[2] / "docs/cli.md").read_text()
     assert not [name for name in COMMANDS if f"revln {name}" not in manual]
+
+
+@pytest.mark.parametrize(
+    ("default", "chosen"),
+    [
+        ({"operations": ["embed_text"]}, "mine"),
+        ({"operations": ["caption"]}, "revln-tiny"),
+        ({"error": {"detail": "its files are missing"}}, "mine"),  # the refusal says why nothing starts
+    ],
+)
+def test_the_first_job_is_one_that_the_models_can_do(default: dict[str, object], chosen: str) -> None:
+    tiny = {"name": "revln-tiny", "default": False, "operations": ["embed_text", "caption"]}
+    assert _embedder([tiny, {"name": "mine", "default": True, **default}]) == chosen
