@@ -144,7 +144,11 @@ class _Probes:
     def job_runs(self) -> str:
         """A real job, through every part; deleted afterwards."""
         with RevlnClient(self.api_url, self._key, retry_for_s=PROBE_TIMEOUT_S) as client:
-            options: dict[str, Any] = {"model": _embedder(client.models()), "priority": "interactive", "retention_s": 60}
+            options: dict[str, Any] = {
+                "model": _embedder(client.models()),
+                "priority": "interactive",
+                "retention_s": 60,
+            }
             try:
                 job = client.submit("embed", FIRST_JOB, wait_s=FIRST_JOB_WAIT_S, **options)
             except (JobError, UsersError) as error:  # it will be no better the next time
