@@ -15,7 +15,7 @@ import mimetypes
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
@@ -180,6 +180,17 @@ class RevlnClient:
         guessed = None if isinstance(image, bytes) else mimetypes.guess_type(image.name)[0]
         headers = {"Content-Type": guessed or "application/octet-stream"}
         return self._json("POST", "/v1/images", content=data, headers=headers)
+
+    def upload_manifest(self, lines: Iterable[bytes]) -> dict[str, Any]:
+        """Store a JSON-lines file of items, streamed; the answer's ``sha256`` names it in a job's ``manifest``.
+
+        A stream cannot be sent a second time, so this is not repeated when the connection fails.
+        """
+        answer = self._http.post("/v1/manifests", content=iter(lines), headers={"Content-Type": "application/jsonl"})
+        if answer.is_error:
+            raise error_of(answer)
+        found: dict[str, Any] = answer.json()
+        return found
 
     def thumbnail(self, sha256: str, width: int) -> bytes:
         return self._send("GET", f"/v1/images/{quote(sha256)}", params={"width": width}).content

@@ -1,4 +1,4 @@
-"""The commands of a client: hand in a job, look at jobs, store pictures.
+"""The commands of a client: hand in a job, look at jobs, collections and models.
 
 One command for each kind of job is made from ``KINDS``.
 """
@@ -21,7 +21,18 @@ from revln.jobs.kinds import KINDS, Priority
 from revln.jobs.state import JobStatus
 from revln.settings import Settings
 
-__all__ = ["cancel", "collection", "collections", "connect", "job", "jobs", "kind_command", "models", "upload"]
+__all__ = [
+    "as_json_option",
+    "cancel",
+    "collection",
+    "collections",
+    "connect",
+    "job",
+    "jobs",
+    "kind_command",
+    "models",
+    "url_option",
+]
 
 PRIORITIES = [each.value for each in Priority]
 EXAMPLES = {
@@ -31,8 +42,10 @@ EXAMPLES = {
     "caption": ['{"items": [{"image": {"sha256": "…"}}], "collection": "photos"}'],
 }
 
-_url = click.option("--url", help="Where the API listens.  [default: REVLN_PUBLIC_URL, else REVLN_API_HOST and _PORT]")
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print the API's own JSON, for programs.")
+url_option = click.option(
+    "--url", help="Where the API listens.  [default: REVLN_PUBLIC_URL, else REVLN_API_HOST and _PORT]"
+)
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the API's own JSON, for programs.")
 
 
 def connect(url: str | None) -> RevlnClient:
@@ -73,8 +86,8 @@ def kind_command(name: str) -> click.Command:
         ),
         click.option("--wait/--no-wait", default=True, show_default=True, help="Wait and print the result."),
         click.option("--timeout", type=click.FloatRange(min=0), help="Wait no longer than this many seconds."),
-        _url,
-        _as_json,
+        url_option,
+        as_json_option,
     ]
     callback: Any = run
     for option in reversed(options):
@@ -86,8 +99,8 @@ def kind_command(name: str) -> click.Command:
 @click.argument("job_id", metavar="ID")
 @click.option("--wait", type=click.FloatRange(min=0), help="Wait up to this many seconds for it to be done.")
 @click.option("--result", "with_result", is_flag=True, help="Print its result; readable while it runs.")
-@_url
-@_as_json
+@url_option
+@as_json_option
 def job(job_id: str, wait: float | None, with_result: bool, url: str | None, as_json: bool) -> None:
     """Show one job, and wait for it if asked to."""
     with connect(url) as client:
@@ -102,8 +115,8 @@ def job(job_id: str, wait: float | None, with_result: bool, url: str | None, as_
 @click.option("--status", type=click.Choice([each.value for each in JobStatus]), help="Only these.")
 @click.option("--kind", type=click.Choice(list(KINDS)), help="Only these.")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many.")
-@_url
-@_as_json
+@url_option
+@as_json_option
 def jobs(status: str | None, kind: str | None, limit: int, url: str | None, as_json: bool) -> None:
     """List jobs, newest first."""
     with connect(url) as client:
@@ -118,8 +131,8 @@ def jobs(status: str | None, kind: str | None, limit: int, url: str | None, as_j
 
 @click.command()
 @click.argument("job_id", metavar="ID")
-@_url
-@_as_json
+@url_option
+@as_json_option
 def cancel(job_id: str, url: str | None, as_json: bool) -> None:
     """Stop a job; what it has finished stays readable."""
     with connect(url) as client:
@@ -127,29 +140,11 @@ def cancel(job_id: str, url: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@_url
-@_as_json
-def upload(files: tuple[Path, ...], url: str | None, as_json: bool) -> None:
-    """Store pictures and print the names under which jobs may use them.
-
-    The name is the SHA-256 of the picture's bytes: {"image": {"sha256": "…"}}.
-    """
-    with connect(url) as client:
-        for file in files:
-            found = client.upload(file)
-            if as_json:
-                print_json(found)
-            else:
-                click.echo(f"{found['sha256']}  {file}  {found['width']}×{found['height']}")
-
-
-@click.command()
 @click.argument("name", metavar="NAME")
 @click.option("--model", help="The model whose vectors it holds, for good.  [default: the server's]")
 @click.option("--delete", "delete", is_flag=True, help="Delete it, with everything in it.")
-@_url
-@_as_json
+@url_option
+@as_json_option
 def collection(name: str, model: str | None, delete: bool, url: str | None, as_json: bool) -> None:
     """Make a collection, or show it if it is there.
 
@@ -163,8 +158,8 @@ def collection(name: str, model: str | None, delete: bool, url: str | None, as_j
 
 
 @click.command()
-@_url
-@_as_json
+@url_option
+@as_json_option
 def collections(url: str | None, as_json: bool) -> None:
     """List the collections."""
     with connect(url) as client:
@@ -172,8 +167,8 @@ def collections(url: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@_url
-@_as_json
+@url_option
+@as_json_option
 def models(url: str | None, as_json: bool) -> None:
     """List the models and where they run."""
     with connect(url) as client:

@@ -28,7 +28,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "job": ("revln.cli.jobs:job", "Show one job, and wait for it if asked to."),
         "jobs": ("revln.cli.jobs:jobs", "List jobs, newest first."),
         "cancel": ("revln.cli.jobs:cancel", "Stop a job; what it has finished stays readable."),
-        "upload": ("revln.cli.jobs:upload", "Store pictures and print the names under which jobs may use them."),
+        "upload": (
+            "revln.cli.upload:upload",
+            "Store pictures, or folders of them, and print the names under which jobs may use them.",
+        ),
         "collection": ("revln.cli.jobs:collection", "Make a collection, show it, or delete it."),
         "collections": ("revln.cli.jobs:collections", "List the collections."),
         "models": ("revln.cli.jobs:models", "List the models and where they run."),
