@@ -55,7 +55,7 @@ def test_an_etag_is_compared_weakly(header: str | None, same: bool) -> None:
 @pytest.fixture(scope="module")
 def small() -> TestClient:
     """Our problems and our body on a route that does nothing."""
-    app = FastAPI(docs_url=None)
+    app = FastAPI(title="<b>small</b>", description="<script>alert(1)</script>", docs_url=None)
     problems.install(app)
     app.include_router(docs_router)
 
@@ -116,3 +116,5 @@ def test_the_page_escapes_what_it_shows(small: TestClient) -> None:
     page = small.get("/docs").text
     assert "&quot;kind&quot;: &quot;search&quot;" in page
     assert "<script" not in page
+    assert "<b>small" not in page
+    assert "&lt;script&gt;alert(1)" in page
