@@ -57,7 +57,7 @@ def sole_user(data_dir: Path) -> Iterator[None]:
     """
     lock = data_dir / "up.lock"
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise StartupError(f"The data folder {data_dir} cannot be used: {error.strerror}.") from error
