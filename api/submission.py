@@ -16,7 +16,8 @@ from api.problems import TooBusy, invalid
 from api.requests import SubmitBody
 from api.state import ApiState
 from revln.db.collections import Collection, get_collection
-from revln.db.jobs import Job, NewChunk, NewJob, count_open_items, drain_rate, submit_job
+from revln.db.jobs import Job, count_open_items, drain_rate
+from revln.db.submit import NewChunk, NewJob, submit_job
 from revln.errors import FingerprintMismatch, ItemNotFound, NotFound
 from revln.jobs.kinds import KINDS, JobKind, queue_name
 from revln.models.base import ModelInfo

@@ -7,7 +7,8 @@ from uuid import uuid4
 
 from revln.db.chunks import ChunkResult, Claim, claim_chunk
 from revln.db.engine import Database
-from revln.db.jobs import Job, NewChunk, NewJob, submit_job
+from revln.db.jobs import Job
+from revln.db.submit import NewChunk, NewJob, submit_job
 
 __all__ = ["make_job", "ok_result", "take"]
 

@@ -22,6 +22,7 @@ from api.requests import JobRequest, SubmitBody
 from api.state import ApiState, State
 from api.submission import submit
 from api.views import etag, job_view, matches, result_view, timestamp
+from revln.db import job_changes
 from revln.db import jobs as db_jobs
 from revln.db.jobs import Job, JobFilter
 from revln.db.results import result_items
@@ -86,7 +87,9 @@ async def submit_job(
     body: JobRequest,
     state: State,
     prefer: Annotated[str | None, Header(description="`wait=N` holds the answer up to N seconds (RFC 7240).")] = None,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    idempotency_key: Annotated[
+        str | None, Header(min_length=1, max_length=255, description="Makes it safe to send the same body again.")
+    ] = None,
 ) -> Response:
     """Accept a job: it is committed when this answers. The same Idempotency-Key and body give the same job."""
     assert isinstance(body, SubmitBody)
@@ -255,7 +258,7 @@ async def follow(
 
 @router.post("/{job_id}/cancel", summary="Cancel: queued chunks now, running ones at their next batch", responses=_JOB)
 def cancel_job(job_id: JobId, state: State) -> Response:
-    job = db_jobs.cancel_job(state.db, job_id)
+    job = job_changes.cancel_job(state.db, job_id)
     state.publisher.announce(job.id)
     return _answer(state, job, None)
 
@@ -269,7 +272,7 @@ def cancel_job(job_id: JobId, state: State) -> Response:
 def retry_job(job_id: JobId, state: State) -> Response:
     with state.db.read() as connection:
         kind = KINDS[db_jobs.get_job(connection, job_id).kind]
-    job = db_jobs.retry_job(state.db, job_id, kind.max_attempts)
+    job = job_changes.retry_job(state.db, job_id, kind.max_attempts)
     state.publisher.publish(queue_name(job.kind, job.priority))
     state.publisher.announce(job.id)
     return _answer(state, job, None, 202)
@@ -277,5 +280,5 @@ def retry_job(job_id: JobId, state: State) -> Response:
 
 @router.delete("/{job_id}", status_code=204, summary="Delete a finished job and its result")
 def delete_job(job_id: JobId, state: State) -> Response:
-    db_jobs.delete_job(state.db, job_id)
+    job_changes.delete_job(state.db, job_id)
     return Response(status_code=204)

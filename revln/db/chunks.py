@@ -14,7 +14,8 @@ from sqlalchemy import Connection, and_, delete, insert, select, update
 
 from revln.db import tables
 from revln.db.engine import Database, db_now
-from revln.db.jobs import Job, lock_job, settle_job
+from revln.db.job_changes import settle_job
+from revln.db.jobs import Job, lock_job
 from revln.errors import DeadlineExceeded, LeaseLost, NotFound
 from revln.jobs.state import ChunkState
 

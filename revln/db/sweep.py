@@ -9,7 +9,8 @@ from sqlalchemy import delete, or_, select, update
 from revln.db import tables
 from revln.db.chunks import bury_locked
 from revln.db.engine import Database, db_now
-from revln.db.jobs import end_queued_chunks, lock_job, settle_job
+from revln.db.job_changes import end_queued_chunks, settle_job
+from revln.db.jobs import lock_job
 from revln.errors import DeadlineExceeded, NotFound, WorkerLost
 from revln.jobs.state import ChunkState, JobStatus
 

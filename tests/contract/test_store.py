@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import select, update
 
+from revln.db import job_changes, sweep, tables
 from revln.db import jobs as db_jobs
-from revln.db import sweep, tables
-from revln.db.chunks import bury_chunk, claim_chunk, end_chunk, finish_chunk, heartbeat, release_chunk
+from revln.db.chunks import Claim, bury_chunk, claim_chunk, end_chunk, finish_chunk, heartbeat, release_chunk
 from revln.db.engine import Database, db_now
 from revln.db.jobs import JobFilter
 from revln.db.results import result_items
@@ -28,7 +28,7 @@ def let_leases_run_out(db: Database) -> None:
         connection.execute(update(tables.chunks).values(lease_until=db_now() - 1))
 
 
-def finish(db: Database, claim: db_jobs.Any, failed: int = 0) -> db_jobs.Job:
+def finish(db: Database, claim: Claim, failed: int = 0) -> db_jobs.Job:
     return finish_chunk(db, claim, lambda _: ok_result(claim, failed))
 
 
@@ -110,7 +110,7 @@ def test_retry_runs_only_what_failed_and_keeps_what_was_done(db: Database) -> No
     job = make_job(db, n_items=4, chunk_items=2)
     finish(db, take(db, job, 0))
     finish(db, take(db, job, 1), failed=1)
-    again = db_jobs.retry_job(db, job.id, 5)
+    again = job_changes.retry_job(db, job.id, 5)
     assert (again.status, again.succeeded, again.failed) == (JobStatus.RUNNING, 3, 0)
     assert claim_chunk(db, job.id, 0, "w", 30) is None, "a chunk without failures stays done"
     claim = take(db, job, 1)
@@ -123,27 +123,27 @@ def test_retry_runs_only_what_failed_and_keeps_what_was_done(db: Database) -> No
 def test_retry_of_a_job_that_did_well_or_is_open_is_a_conflict(db: Database) -> None:
     job = make_job(db, n_items=1)
     with pytest.raises(Conflict, match="queued"):
-        db_jobs.retry_job(db, job.id, 5)
+        job_changes.retry_job(db, job.id, 5)
     finish(db, take(db, job))
     with pytest.raises(Conflict, match="Nothing"):
-        db_jobs.retry_job(db, job.id, 5)
+        job_changes.retry_job(db, job.id, 5)
 
 
 def test_a_dead_chunk_can_be_retried(db: Database) -> None:
     job = make_job(db, n_items=1)
     bury_chunk(db, take(db, job), {"code": "model_unavailable", "detail": "x", "retryable": False})
     assert read(db, job.id).status is JobStatus.FAILED
-    assert db_jobs.retry_job(db, job.id, 5).error is None
+    assert job_changes.retry_job(db, job.id, 5).error is None
     assert finish(db, take(db, job)).status is JobStatus.SUCCEEDED
 
 
 def test_cancel_stops_queued_chunks_at_once_and_running_ones_when_they_end(db: Database) -> None:
     job = make_job(db, n_items=3)
     running = take(db, job, 0)
-    asked = db_jobs.cancel_job(db, job.id)
+    asked = job_changes.cancel_job(db, job.id)
     assert (asked.status, asked.chunks_canceled) == (JobStatus.RUNNING, 2)
     assert claim_chunk(db, job.id, 1, "w", 30) is None
-    assert db_jobs.cancel_job(db, job.id).status is JobStatus.RUNNING, "asking twice is fine"
+    assert job_changes.cancel_job(db, job.id).status is JobStatus.RUNNING, "asking twice is fine"
     assert end_chunk(db, running, ChunkState.CANCELED).status is JobStatus.CANCELED
 
 
@@ -151,8 +151,8 @@ def test_a_canceled_jobs_chunk_is_not_queued_again_by_a_release_or_a_crash(db: D
     released, crashed = make_job(db, 1), make_job(db, 1)
     claim = take(db, released)
     take(db, crashed)
-    db_jobs.cancel_job(db, released.id)
-    db_jobs.cancel_job(db, crashed.id)
+    job_changes.cancel_job(db, released.id)
+    job_changes.cancel_job(db, crashed.id)
     assert release_chunk(db, claim, None, 0, counted=True).status is JobStatus.CANCELED
     let_leases_run_out(db)
     sweep.recover_lost_chunks(db, 3)
@@ -163,7 +163,7 @@ def test_canceling_a_finished_job_is_a_conflict(db: Database) -> None:
     job = make_job(db, n_items=1)
     finish(db, take(db, job))
     with pytest.raises(Conflict, match="succeeded"):
-        db_jobs.cancel_job(db, job.id)
+        job_changes.cancel_job(db, job.id)
 
 
 def test_a_chunk_handed_back_at_shutdown_loses_no_attempt(db: Database) -> None:
@@ -237,11 +237,11 @@ def test_events_tell_the_story_in_order(db: Database) -> None:
 def test_deleting_takes_everything_of_a_finished_job_and_nothing_of_an_open_one(db: Database) -> None:
     job, other = make_job(db, n_items=1), make_job(db, n_items=1)
     finish(db, take(db, job))
-    db_jobs.delete_job(db, job.id)
+    job_changes.delete_job(db, job.id)
     with pytest.raises(NotFound):
         read(db, job.id)
     with pytest.raises(Conflict):
-        db_jobs.delete_job(db, other.id)
+        job_changes.delete_job(db, other.id)
     with db.read() as connection:
         for table in (tables.chunks, tables.results, tables.events):
             owners = set(connection.scalars(select(table.c.job_id)))

@@ -1,0 +1,148 @@
+"""Jobs as they come in: the row, its chunks and its first event, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from revln.db import tables
+from revln.db.engine import Database, db_now
+from revln.db.job_changes import add_event
+from revln.db.jobs import JOB_COLUMNS, Job, get_job, job_from_row
+from revln.errors import IdempotencyMismatch
+from revln.jobs.state import ChunkState, JobStatus
+
+__all__ = ["NewChunk", "NewJob", "submit_job"]
+
+_INSERT_BATCH = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class NewChunk:
+    """A slice of a job's items: inline, or a byte range of its manifest."""
+
+    first_index: int
+    n_items: int
+    items: list[Any] | None = None
+    source_offset: int | None = None
+    source_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What a submission has been validated into."""
+
+    id: str
+    kind: str
+    priority: str
+    queue: str
+    max_attempts: int
+    input: dict[str, Any]
+    total: int
+    chunks: Iterable[NewChunk]
+    metadata: dict[str, Any]
+    retention_s: float
+    model: str | None = None
+    model_fingerprint: str | None = None
+    collection: str | None = None
+    tag: str | None = None
+    deadline_s: float | None = None
+    idempotency_key: str | None = None
+    request_sha256: str | None = None
+
+
+def submit_job(db: Database, new: NewJob) -> tuple[Job, bool]:
+    """Write a job and its chunks in one transaction; the job, and whether it is new.
+
+    Raises:
+        IdempotencyMismatch: the key was used with another body.
+    """
+    try:
+        with db.write() as connection:
+            known = _by_key(connection, new)
+            return (known, False) if known else (_insert(connection, new), True)
+    except IntegrityError:
+        # Two submissions with one key at once: the other won between our look and our insert.
+        with db.read() as connection:
+            known = _by_key(connection, new)
+        if known is None:
+            raise
+        return known, False
+
+
+def _by_key(connection: Connection, new: NewJob) -> Job | None:
+    if new.idempotency_key is None:
+        return None
+    row = connection.execute(
+        select(*JOB_COLUMNS).where(tables.jobs.c.idempotency_key == new.idempotency_key)
+    ).one_or_none()
+    if row is None:
+        return None
+    job = job_from_row(row)
+    if job.request_sha256 != new.request_sha256:
+        raise IdempotencyMismatch(
+            f"Idempotency-Key {new.idempotency_key!r} already made job {job.id} from another body. "
+            "Use a new key for a new job."
+        )
+    return job
+
+
+def _insert(connection: Connection, new: NewJob) -> Job:
+    now = connection.scalar(select(db_now()))
+    assert now is not None
+    connection.execute(
+        insert(tables.jobs).values(
+            id=new.id,
+            kind=new.kind,
+            status=JobStatus.QUEUED,
+            priority=new.priority,
+            model=new.model,
+            model_fingerprint=new.model_fingerprint,
+            collection=new.collection,
+            tag=new.tag,
+            input=new.input,
+            metadata=new.metadata,
+            total=new.total,
+            idempotency_key=new.idempotency_key,
+            request_sha256=new.request_sha256,
+            created_at=now,
+            deadline_at=now + new.deadline_s if new.deadline_s is not None else None,
+            retention_s=new.retention_s,
+        )
+    )
+    count = 0
+    for batch in _batches(enumerate(new.chunks), _INSERT_BATCH):
+        connection.execute(
+            insert(tables.chunks),
+            [
+                {
+                    "job_id": new.id,
+                    "number": number,
+                    "state": ChunkState.QUEUED,
+                    "queue": new.queue,
+                    "max_attempts": new.max_attempts,
+                    "run_at": now,
+                    "first_index": chunk.first_index,
+                    "n_items": chunk.n_items,
+                    "items": chunk.items,
+                    "source_offset": chunk.source_offset,
+                    "source_length": chunk.source_length,
+                }
+                for number, chunk in batch
+            ],
+        )
+        count += len(batch)
+    connection.execute(update(tables.jobs).where(tables.jobs.c.id == new.id).values(chunks_queued=count))
+    add_event(connection, new.id, "job.queued", {"total": new.total})
+    return get_job(connection, new.id)
+
+
+def _batches(source: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(source)
+    while batch := list(islice(iterator, size)):
+        yield batch
