@@ -1,0 +1,33 @@
+"""What a place for blobs must do, whichever it is."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import IO, Protocol
+
+__all__ = ["PLACES", "UNFINISHED", "Draft", "Files"]
+
+PLACES = "Give a path, file:///path, memory://name or s3://bucket/prefix (that last one needs revln's extra 's3')."
+UNFINISHED = "_unfinished"  # begins with what no prefix may begin with
+
+
+class Draft(Protocol):
+    """Bytes on their way into a store."""
+
+    file: IO[bytes]
+
+    def finish(self, path: str, size: int) -> None: ...
+    def discard(self) -> None: ...
+
+
+class Files(Protocol):
+    """What a store must do. Paths are relative; a missing file is a FileNotFoundError."""
+
+    def begin(self) -> Draft: ...
+    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes: ...
+    def open(self, path: str) -> IO[bytes]: ...
+    def info(self, path: str) -> tuple[datetime, int] | None: ...
+    def walk(self, folder: str) -> list[tuple[str, datetime, int]]: ...
+    def delete(self, path: str) -> bool: ...
+    def move(self, path: str, to: str) -> None: ...
+    def remove_unfinished(self, older_than_s: float) -> int: ...

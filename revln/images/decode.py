@@ -1,0 +1,97 @@
+"""What others ask of a picture: its facts, its pixels, a thumbnail."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+
+from PIL import Image
+
+from revln.errors import ItemInvalid
+from revln.images.limits import MEDIA_TYPES, ImageLimits
+from revln.images.opening import open_image, translated
+from revln.images.pixels import SIDEWAYS, TRANSPOSE, draft, orientation, to_rgb
+
+__all__ = [
+    "THUMBNAIL_MEDIA_TYPE",
+    "THUMBNAIL_WIDTHS",
+    "ImageFacts",
+    "decode_image",
+    "inspect_image",
+    "thumbnail",
+]
+
+THUMBNAIL_MEDIA_TYPE = "image/jpeg"  # a tenth of WebP's encoding time at these sizes, and read by everything
+THUMBNAIL_WIDTHS = (16, 2048)
+_THUMBNAIL_QUALITY = 82
+_THUMBNAIL_TALLEST = 4  # heights; a page-long screenshot would otherwise make a 2048 × 200,000 thumbnail
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """``width`` and ``height`` are those that a viewer sees: after the EXIF orientation."""
+
+    media_type: str
+    width: int
+    height: int
+    size_bytes: int
+    sha256: str
+
+
+def inspect_image(data: bytes, limits: ImageLimits) -> ImageFacts:
+    """Say what these bytes are, having decoded them once (JPEGs at an eighth), so that no later decoding can fail.
+
+    Raises:
+        ImageError: not an image of an allowed format, over a limit, or truncated.
+    """
+    name, image = open_image(data, limits)
+    with translated(name):
+        width, height = image.size
+        draft(image, 1)
+        to_rgb(image)
+        if orientation(image) in SIDEWAYS:
+            width, height = height, width
+    return ImageFacts(MEDIA_TYPES[name], width, height, len(data), hashlib.sha256(data).hexdigest())
+
+
+def decode_image(data: bytes, limits: ImageLimits, target_side: int | None = None) -> Image.Image:
+    """Decode the first frame: RGB, upright, alpha over white, 16 bits scaled to 8, without metadata.
+
+    With ``target_side`` a big JPEG may come at 1/2, 1/4 or 1/8 of its size, its shorter side never below that (unless
+    it was to begin with). Thread-safe.
+
+    Raises:
+        ImageError: not an image of an allowed format, over a limit, or truncated.
+    """
+    name, image = open_image(data, limits)
+    with translated(name):
+        draft(image, target_side)
+        rgb = to_rgb(image)
+        method = TRANSPOSE.get(orientation(image))
+        upright = rgb.transpose(method) if method is not None else rgb
+        if upright is image:  # an RGB file as it came; a copy leaves the file, its EXIF and its profile behind
+            upright = image.copy()
+        upright.info = {}
+        return upright
+
+
+def thumbnail(data: bytes, limits: ImageLimits, width: int) -> bytes:
+    """Encode a JPEG (`THUMBNAIL_MEDIA_TYPE`) at most ``width`` pixels wide and four times as tall; never enlarged.
+
+    Raises:
+        ImageError: as for `decode_image`.
+        ItemInvalid: ``width`` is outside 16 to 2048.
+    """
+    least, most = THUMBNAIL_WIDTHS
+    if not least <= width <= most:
+        raise ItemInvalid(f"A thumbnail {width} pixels wide cannot be made: ask for {least} to {most}.")
+    name, image = open_image(data, limits)
+    shorter = min(image.size)
+    # Not below the shorter side of what will be asked for, whichever way round the picture turns out to be.
+    rgb = decode_image(data, limits, target_side=max(1, min(shorter, width)))
+    with translated(name):
+        rgb.thumbnail((width, width * _THUMBNAIL_TALLEST), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        out = io.BytesIO()
+        rgb.save(out, "JPEG", quality=_THUMBNAIL_QUALITY)
+        return out.getvalue()
