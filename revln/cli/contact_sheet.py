@@ -262,9 +262,10 @@ $matrix
 <p class="lead">What the service was asked to do, in this order.</p>
 <div class="scroll"><table class="jobs"><tr><th>id</th><th>kind</th><th>what</th><th>status</th><th>items</th>
 <th>seconds</th></tr>$jobs</table></div></section>
-<p class="note">A caption's number is the sum of the natural logarithms of its tokens' probabilities, the end included:
-nearer to zero is likelier, and longer sentences score lower. Other numbers are cosines in [−1, 1]. The evidence is what
-the memory holds that is nearest to the picture, whether or not it is true of it.</p>
+<p class="note">A caption's number is the sum of the natural logarithms of its tokens' probabilities, the end
+included: nearer to zero is likelier. Longer sentences score lower, so captions are ranked by it divided by their
+length. Other numbers are cosines in [−1, 1]. The evidence is what the memory holds that is nearest to the picture,
+whether or not it is true of it.</p>
 </main>
 </html>
 """)
