@@ -6,6 +6,7 @@ FastAPI's own page loads its viewer from another host, which a closed network do
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from html import escape
 from typing import Any
@@ -27,6 +28,7 @@ td, th { text-align: left; vertical-align: top; padding: .25rem .8rem .25rem 0; 
 .verb { display: inline-block; width: 4.5rem; font-weight: 600 } .note { color: #666 }
 .get { color: #1a66b3 } .post { color: #2a7d2f } .put { color: #a15c00 } .delete { color: #b3261e }
 """
+_CODE = re.compile(r"``?([^`]+)``?")
 _LIMITS = {
     "minimum": "≥ {}", "maximum": "≤ {}", "exclusiveMinimum": "> {}", "minLength": "≥ {} characters",
     "maxLength": "≤ {} characters", "minItems": "≥ {} items", "maxItems": "≤ {} items", "maxProperties": "≤ {} keys",
@@ -74,7 +76,7 @@ def _operation(verb: str, path: str, operation: dict[str, Any]) -> Iterator[str]
             shown = json.dumps(example["value"], indent=2)
             yield f"<p class=note>{_text(name)}: {_text(example['summary'])}</p><pre>{_text(shown)}</pre>"
     yield "<table><tr><th>Answer<th><th>"
-    for status, answer in operation["responses"].items():
+    for status, answer in sorted(operation["responses"].items()):
         kinds = " or ".join(
             f"<code>{_text(media)}</code> {_type(content.get('schema', {}))}"
             for media, content in answer.get("content", {}).items()
@@ -119,4 +121,5 @@ def _number(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    return escape(str(value)).replace("\n\n", "<p>")
+    """Escaped, with paragraphs and `code` as docstrings have them."""
+    return _CODE.sub(r"<code>\1</code>", escape(str(value))).replace("\n\n", "<p>")

@@ -25,7 +25,11 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_RECHECK_S = 2.0
+_RECHECK_S = 2.0  # while nothing is heard from Redis
+# While it is: 800 waiting clients that looked every 2 s took half a core (measured), for nothing.
+_TRUSTING_RECHECK_S = 10.0
+_PING_S = 5.0  # a Redis that is frozen does not close the connection
+_TRUSTED_S = 2.5 * _PING_S
 _RECONNECT_S = 1.0
 
 
@@ -36,6 +40,7 @@ class Waiter:
         self._url = redis_url(settings)
         self._events: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._task: asyncio.Task[None] | None = None
+        self._heard_at = float("-inf")  # the loop's time of the last word from Redis
         self.closing = asyncio.Event()
 
     async def start(self) -> None:
@@ -54,7 +59,7 @@ class Waiter:
     async def until(self, job_id: str, look: Callable[[], Awaitable[T | None]], wait_s: float) -> T | None:
         """What ``look`` returns once it is not None, or None after ``wait_s`` seconds.
 
-        ``look`` is called at once, at every hint, and every two seconds.
+        ``look`` is called at once, at every hint, and every few seconds.
         """
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + wait_s
@@ -68,7 +73,8 @@ class Waiter:
                 if found is not None or left <= 0 or self.closing.is_set():
                     return found
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(event.wait(), min(left, _RECHECK_S))
+                    heard = loop.time() - self._heard_at < _TRUSTED_S
+                    await asyncio.wait_for(event.wait(), min(left, _TRUSTING_RECHECK_S if heard else _RECHECK_S))
         finally:
             self._events[job_id].discard(event)
             if not self._events[job_id]:
@@ -83,14 +89,25 @@ class Waiter:
             try:
                 async with client.pubsub() as pubsub:
                     await pubsub.psubscribe(job_channel("*"))
-                    async for message in pubsub.listen():
-                        if message["type"] == "pmessage":
-                            self._wake(message["channel"].removeprefix(job_channel("")))
+                    while True:
+                        await self._hear(pubsub)
             except (RedisError, OSError) as err:
                 log.warning("not listening for changes, looking every %g s: %s", _RECHECK_S, err)
                 await asyncio.sleep(_RECONNECT_S)
             finally:
                 await client.aclose()
+
+    async def _hear(self, pubsub: redis.asyncio.client.PubSub) -> None:
+        message = await pubsub.get_message(timeout=_PING_S)
+        if message is None:
+            await pubsub.ping()
+            return
+        self._heard_at = asyncio.get_running_loop().time()
+        if message["type"] == "pmessage":
+            self._wake(message["channel"].removeprefix(job_channel("")))
+        elif message["type"] == "psubscribe":  # connected: whatever was called out before went unheard
+            for job_id in list(self._events):
+                self._wake(job_id)
 
     def _wake(self, job_id: str) -> None:
         for event in self._events.get(job_id, ()):

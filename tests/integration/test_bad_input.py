@@ -587,30 +587,41 @@ _json = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=6,
 )
-_image = st.fixed_dictionaries({}, optional={"url": _json, "sha256": st.just(NOWHERE) | _json, "base64": _json}) | _json
-_item = st.fixed_dictionaries(
-    {}, optional={"id": st.text(max_size=5) | _json, "text": st.text(max_size=9) | _json, "image": _image,
-                  "metadata": st.dictionaries(st.text(max_size=3), _json, max_size=2) | _json, "zz": _json},
-) | _json  # fmt: skip
-_part = st.fixed_dictionaries(
-    {}, optional={"text": st.text(max_size=9), "id": _json, "weight": st.floats() | _json, "image": _image,
-                  "vector": st.lists(st.floats(), min_size=DIM, max_size=DIM) | _json},
-) | _json  # fmt: skip
-_input = st.fixed_dictionaries(
-    {}, optional={"items": st.lists(_item, max_size=3), "collection": st.just("zoo") | _json,
-                  "queries": st.lists(_part | st.lists(_part, max_size=3), max_size=3),
-                  "operation": st.sampled_from(["upsert", "delete"]) | _json, "ids": st.lists(_json, max_size=2),
-                  "k": st.integers(-1, 2000) | _json, "num_beams": st.integers(0, 3) | _json,
-                  "max_new_tokens": st.integers(0, 3)},
-) | _json  # fmt: skip
-_bodies = st.fixed_dictionaries(
-    {"kind": st.sampled_from(["embed", "index", "search", "caption"]) | _json, "input": _input},
-    optional={"model": _json, "metadata": _json, "priority": _json, "deadline_s": _json, "retention_s": _json},
-)
+_PIXEL = {"base64": base64.b64encode(pictures.one_pixel_png()).decode()}
+_GOOD: list[dict[str, Any]] = [
+    {**embed({"id": "a", **A_TEXT, "metadata": {"n": [1]}}, {"image": {"sha256": NOWHERE}}), "metadata": {"tag": "x"}},
+    {**embed({"image": {"url": "http://a/b"}}), "priority": "bulk", "deadline_s": 60, "retention_s": 60},
+    {**index(items=[{"id": "a", "image": _PIXEL, "text": "b"}]), "model": "revln-tiny"},
+    index(operation="delete", ids=["a", "b"]),
+    search(A_TEXT, [{"id": "a", "weight": 2}, {"vector": [0.5] * DIM, "weight": -1}], k=3, min_score=0.1),
+    {"kind": "caption", "input": {"items": [{"image": _PIXEL}], "collection": "zoo", "neighbors": 2, "num_beams": 2,
+                                  "num_captions": 2, "max_new_tokens": 2, "temperature": 0, "prompt": "a"}},
+]  # fmt: skip
+
+
+@st.composite
+def _spoilt(draw: st.DrawFn) -> dict[str, Any]:
+    """A good body of its kind with one of its values replaced by anything, left out, or joined by another."""
+    body: dict[str, Any] = json.loads(json.dumps(draw(st.sampled_from(_GOOD))))
+    kind = body.pop("kind")
+    inside: Any = body
+    while True:
+        key = draw(st.sampled_from(sorted(inside) if isinstance(inside, dict) else range(len(inside))))
+        if not isinstance(inside[key], dict | list) or not inside[key] or draw(st.integers(0, 3)) == 0:
+            break
+        inside = inside[key]
+    match draw(st.sampled_from(["leave", "replace", "replace", "replace", "remove", "add"])):
+        case "replace":
+            inside[key] = draw(_json)
+        case "remove" if len(inside) > 1:
+            del inside[key]
+        case "add" if isinstance(inside, dict):
+            inside[draw(st.text(max_size=6))] = draw(_json)
+    return {"kind": kind, **body}
 
 
 @settings(max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-@given(body=_bodies)
+@given(body=_spoilt())
 def test_no_body_at_all_makes_an_error_of_ours(stack: Stack, body: dict[str, Any]) -> None:
     answer = send(stack, body)
     if answer.status_code == 202:

@@ -80,11 +80,22 @@ def problem(answer: httpx.Response, status: int, code: str) -> Problem:
 @contextmanager
 def frozen(stack: Stack, part: str = "worker") -> Iterator[None]:
     """A part that does nothing until the block ends: what is queued stays queued."""
-    stack.send(part, signal.SIGSTOP)
+    wait_until(lambda: _freeze(stack, part), what="a moment without a lock")
     try:
         yield
     finally:
         stack.send(part, signal.SIGCONT)
+
+
+def _freeze(stack: Stack, part: str) -> bool:
+    """False if the part was stopped in the middle of a write, with everybody waiting for its lock."""
+    stack.send(part, signal.SIGSTOP)
+    try:
+        stack.http.put("/v1/collections/is-anything-locked", timeout=5)
+    except httpx.ReadTimeout:
+        stack.send(part, signal.SIGCONT)
+        return False
+    return True
 
 
 @contextmanager
@@ -123,20 +134,13 @@ def long_job(stack: Stack, **more: Any) -> dict[str, Any]:
     return job
 
 
-@pytest.fixture
-def half_done(stack: Stack) -> Iterator[dict[str, Any]]:
-    """A job of 10,000 items of which some are done, its worker frozen."""
-    job = long_job(stack)
-    try:
-        wait_until(lambda: stack.http.get(f"/v1/jobs/{job['id']}").json()["counts"]["succeeded"], what="a first chunk")
-        stack.send("worker", signal.SIGSTOP)
-        now = stack.http.get(f"/v1/jobs/{job['id']}").json()
-        assert not now["done"]
-        yield now
-    finally:
-        stack.send("worker", signal.SIGCONT)
-        stack.http.post(f"/v1/jobs/{job['id']}/cancel")
-        until_done(stack.http, job["id"])
+def started(stack: Stack, job: dict[str, Any]) -> dict[str, Any]:
+    """The job once some of its items are done."""
+    now: dict[str, Any] = wait_until(
+        lambda: (now := stack.http.get(job["urls"]["self"]).json())["counts"]["succeeded"] and now, what="a first chunk"
+    )
+    assert not now["done"]
+    return now
 
 
 # --- submitting --------------------------------------------------------------------------------------------------
@@ -242,6 +246,15 @@ def test_a_long_poll_returns_as_soon_as_the_job_changes(stack: Stack) -> None:
     assert stack.http.get(job["urls"]["self"], params={"wait": 55}, timeout=10).json()["done"]
 
 
+def test_a_long_poll_hears_of_a_change_that_redis_could_not_call_out(stack: Stack) -> None:
+    with frozen(stack), ThreadPoolExecutor(1) as pool:
+        job = post(stack, TEXT).json()
+        waiting = pool.submit(stack.http.get, job["urls"]["self"], params={"wait": 50})
+        with frozen(stack, "redis"):
+            assert stack.http.post(job["urls"]["cancel"]).json()["status"] == "canceled"
+            assert waiting.result(timeout=30).json()["status"] == "canceled"
+
+
 def test_forty_waiting_clients_hold_none_of_two_threads(stack: Stack) -> None:
     with another_api(stack, api_threads=2) as http, frozen(stack):
         job = http.post("/v1/jobs", json={"kind": "embed", "input": TEXT}).json()
@@ -317,20 +330,30 @@ def test_jobs_are_listed_newest_first_by_each_filter_and_page_by_page(stack: Sta
         assert problem(stack.http.get("/v1/jobs", params={"cursor": bad}), 422, "validation_failed").errors
 
 
-def test_a_result_is_read_by_pages_while_the_job_runs(stack: Stack, half_done: dict[str, Any]) -> None:
-    JobAnswer.model_validate(half_done)
-    assert (half_done["status"], half_done["finished_at"]) == ("running", None)
-    assert 0 < half_done["progress"] < 1
-    assert half_done["eta_s"] > 0
-    page = stack.http.get(half_done["urls"]["result"], params={"limit": 10_000}).json()
-    found = [item["index"] for item in page["items"]]
-    assert found == sorted(found)
-    assert (len(found), page["total"]) == (half_done["counts"]["succeeded"], 10_000)
-    some = found[7]
-    window = stack.http.get(half_done["urls"]["result"], params={"offset": some, "limit": 5}).json()
-    assert [item["index"] for item in window["items"]] == [n for n in found if some <= n < some + 5]
-    beyond = stack.http.get(half_done["urls"]["result"], params={"offset": 10_000})
-    assert (beyond.status_code, beyond.json()["items"]) == (200, [])
+def test_a_result_is_read_by_pages_while_the_job_runs(stack: Stack) -> None:
+    job = long_job(stack)
+    started(stack, job)
+    # Whatever the worker was doing when it was stopped: reading waits for no lock.
+    stack.send("worker", signal.SIGSTOP)
+    try:
+        now = stack.http.get(job["urls"]["self"]).json()
+        JobAnswer.model_validate(now)
+        assert (now["status"], now["finished_at"]) == ("running", None)
+        assert 0 < now["progress"] < 1
+        assert now["eta_s"] > 0
+        page = stack.http.get(job["urls"]["result"], params={"limit": 10_000}).json()
+        found = [item["index"] for item in page["items"]]
+        assert found == sorted(found)
+        assert (len(found), page["total"]) == (now["counts"]["succeeded"], 10_000)
+        some = found[7]
+        window = stack.http.get(job["urls"]["result"], params={"offset": some, "limit": 5}).json()
+        assert [item["index"] for item in window["items"]] == [n for n in found if some <= n < some + 5]
+        beyond = stack.http.get(job["urls"]["result"], params={"offset": 10_000})
+        assert (beyond.status_code, beyond.json()["items"]) == (200, [])
+    finally:
+        stack.send("worker", signal.SIGCONT)
+    stack.http.post(job["urls"]["cancel"])
+    until_done(stack.http, job["id"])
 
 
 def test_vectors_of_a_kind_that_has_none_are_refused(stack: Stack) -> None:
@@ -393,21 +416,23 @@ def test_a_queued_job_is_canceled_at_once_retried_and_then_done(stack: Stack) ->
     problem(stack.http.post(f"{job['urls']['self']}/retry"), 409, "conflict")
 
 
-def test_a_running_job_is_canceled_keeps_what_was_done_and_a_retry_does_the_rest(
-    stack: Stack, half_done: dict[str, Any]
-) -> None:
-    asked = stack.http.post(half_done["urls"]["cancel"]).json()
-    assert asked["cancel_requested_at"] is not None
-    problem(stack.http.delete(half_done["urls"]["self"]), 409, "conflict")
-    stack.send("worker", signal.SIGCONT)
-    canceled = until_done(stack.http, half_done["id"])
+def test_a_running_job_is_canceled_keeps_what_was_done_and_a_retry_does_the_rest(stack: Stack) -> None:
+    job = long_job(stack)
+    started(stack, job)
+    problem(stack.http.delete(job["urls"]["self"]), 409, "conflict")
+    assert stack.http.post(job["urls"]["cancel"]).json()["cancel_requested_at"] is not None
+    canceled = until_done(stack.http, job["id"])
     assert canceled["status"] == "canceled"
     kept = canceled["counts"]["succeeded"]
-    assert half_done["counts"]["succeeded"] <= kept < 10_000
-    page = stack.http.get(half_done["urls"]["result"], params={"limit": 10_000}).json()
+    assert 0 < kept < 10_000
+    page = stack.http.get(job["urls"]["result"], params={"limit": 10_000}).json()
     assert len(page["items"]) == kept
-    retried = stack.http.post(f"{half_done['urls']['self']}/retry").json()
+    retried = stack.http.post(f"{job['urls']['self']}/retry").json()
     assert retried["counts"]["succeeded"] >= kept, "what was done stays done"
+    ended = until_done(stack.http, job["id"])
+    assert ended["counts"] == {"total": 10_000, "succeeded": 10_000, "failed": 0}
+    again = stack.http.get(job["urls"]["result"], params={"limit": 10_000}).json()
+    assert [item["index"] for item in again["items"]] == list(range(10_000))
 
 
 def test_a_retry_runs_only_what_failed(stack: Stack) -> None:
