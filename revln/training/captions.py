@@ -19,7 +19,7 @@ from revln.models.captioner import Captioner, pad_left
 from revln.models.tokenizer import EOS, Tokenizer
 from revln.training.stage import Stage
 
-__all__ = ["Prompter", "caption_loss", "caption_stage", "language_stage", "nearest_captions"]
+__all__ = ["Prompter", "caption_loss", "caption_stage", "language_stage", "nearest_captions", "target"]
 
 Ids = list[int]
 # Share of training examples without evidence.
@@ -82,7 +82,7 @@ def language_stage(
 
     def example(rng: np.random.Generator, i: int) -> _Example:
         shuffled = [groups[i][j] for j in rng.permutation(len(groups[i]))]
-        return _Example(i, prompter(rng, shuffled[1:]), _target(prompter.tokenizer, shuffled[0]))
+        return _Example(i, prompter(rng, shuffled[1:]), target(prompter.tokenizer, shuffled[0]))
 
     def batches(epoch: int) -> Iterator[list[_Example]]:
         return _bucketed(np.random.default_rng((seed, 3, epoch)), len(groups), batch, example)
@@ -110,8 +110,8 @@ def caption_stage(
     """Pictures' feature maps (N, views, P, C), their captions and what was retrieved for them; one caption a pass."""
 
     def example(rng: np.random.Generator, i: int) -> _Example:
-        target = captions[i][int(rng.integers(len(captions[i])))]
-        return _Example(i, prompter(rng, evidence[i]), _target(prompter.tokenizer, target))
+        told = captions[i][int(rng.integers(len(captions[i])))]
+        return _Example(i, prompter(rng, evidence[i]), target(prompter.tokenizer, told))
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, list[_Example]]]:
         rng = np.random.default_rng((seed, 4, epoch))
@@ -124,7 +124,7 @@ def caption_stage(
         seen = captioner.look(x)
         return caption_loss(captioner, seen, [row.prompt for row in rows], [row.target for row in rows])
 
-    parameters = [{"params": list(captioner.parameters()), "lr": 7e-4}]
+    parameters = [{"params": list(captioner.parameters()), "lr": 1e-3}]
     modules: dict[str, nn.Module] = {"captioner": captioner}
     steps = max(1, len(captions) // batch)
     return Stage("caption", epochs, steps, parameters, modules, batches, loss, validate)
@@ -151,6 +151,6 @@ def _bucketed(
             yield rows[first : first + batch]
 
 
-def _target(tokenizer: Tokenizer, caption: str) -> Ids:
+def target(tokenizer: Tokenizer, caption: str) -> Ids:
     """Without its full stop, which half of the captions lack: the end token says the same."""
     return tokenizer.encode(caption.strip().rstrip(". "))[:40]

@@ -47,14 +47,20 @@ class Curves:
         figure, axes = pyplot.subplots(1, len(stages), figsize=(4 * len(stages), 3), squeeze=False)
         for axis, stage in zip(axes[0], stages, strict=True):
             mine = [row for row in rows if row["stage"] == stage]
-            right = axis.twinx()
             for name in _COLUMNS[3:]:
                 points = [(int(row["epoch"]), float(row[name])) for row in mine if row[name]]
-                if points:
-                    target = right if name.endswith("r10") else axis
-                    target.plot(*zip(*points, strict=True), "--" if target is right else "-", label=name)
-            axis.set(title=stage, xlabel="epoch", ylabel="loss (lines), R@10 (dashes)")
-            figure.legend(*axis.get_legend_handles_labels(), loc="upper right")
+                if not points:
+                    continue
+                percent = name.endswith("r10")
+                # Recall has its own scale, made when the first of its two curves comes.
+                right = next((a for a in figure.axes if a.get_label() == stage), None)
+                if percent and right is None:
+                    right = axis.twinx()
+                    right.set(label=stage, ylabel="Recall@10, % (dashed)")
+                target = right if percent and right is not None else axis
+                target.plot(*zip(*points, strict=True), ".--" if percent else ".-", label=name)
+            axis.set(title=stage, xlabel="epoch", ylabel="loss")
+            axis.legend(loc="upper right")
         figure.tight_layout()
         figure.savefig(self._png, dpi=100)
         pyplot.close(figure)

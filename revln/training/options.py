@@ -26,7 +26,7 @@ class TrainOptions:
     text_epochs: int = 2
     joint_epochs: int = 10
     language_epochs: int = 1
-    caption_epochs: int = 16
+    caption_epochs: int = 13
     batch: int = 128
     cut: int = 14  # trunk blocks before it are frozen and cached; 19 freezes the trunk
     views: int = 4

@@ -18,7 +18,7 @@ from revln.models.image_cnn import load_backbone
 from revln.models.revln_card import TOKENIZER_FILE, RevlnConfig
 from revln.models.revln_family import RevlnNet
 from revln.models.tokenizer import Tokenizer, train_tokenizer
-from revln.training.captions import Prompter, caption_loss, caption_stage, language_stage, nearest_captions
+from revln.training.captions import Prompter, caption_loss, caption_stage, language_stage, nearest_captions, target
 from revln.training.curves import Curves
 from revln.training.data import Example, Pictures, read_captions, read_extra_captions
 from revln.training.export import export
@@ -166,7 +166,7 @@ class _Training:
             rows = range(start, min(start + 64, len(self.dev)))
             seen = self.net.captioner.look(torch.from_numpy(places[rows, 0].astype(np.float32)))
             prompts = [prompter(rng, evidence[i]) for i in rows]
-            targets = [self._ids(self.dev[i].captions[:1])[0] for i in rows]
+            targets = [target(self.tokenizer, self.dev[i].captions[0]) for i in rows]
             losses.append(float(caption_loss(self.net.captioner, seen, prompts, targets)))
         return sum(losses) / len(losses)
 
