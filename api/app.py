@@ -49,7 +49,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         SettingsError: it would listen beyond this machine without a key.
     """
     settings = settings or Settings.from_env()
-    configure_logging(settings)
     if not settings.api_key.get_secret_value() and not _is_loopback(settings.api_host):
         raise SettingsError(
             f"REVLN_API_HOST={settings.api_host} is reachable from other machines: set REVLN_API_KEY, or listen on "
@@ -58,6 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        configure_logging(settings)
         # Routes run in this pool. Waiting clients are coroutines and take none of it.
         anyio.to_thread.current_default_thread_limiter().total_tokens = settings.api_threads
         state = ApiState(settings)
