@@ -17,7 +17,7 @@ from api.requests import SubmitBody
 from api.state import ApiState
 from revln.db.collections import Collection, get_collection
 from revln.db.jobs import Job, count_open_items, drain_rate
-from revln.db.submit import NewChunk, NewJob, submit_job
+from revln.db.submit import NewChunk, NewJob, find_by_key, submit_job
 from revln.errors import FingerprintMismatch, ItemNotFound, NotFound
 from revln.jobs.kinds import KINDS, JobKind, queue_name
 from revln.models.base import ModelInfo
@@ -39,6 +39,10 @@ def submit(state: ApiState, body: SubmitBody, idempotency_key: str | None) -> tu
     sent = body.model_dump(mode="json", exclude_none=True)
     request_sha256 = hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
     parameters: dict[str, Any] = sent["input"]
+    with state.db.read() as connection:
+        # First of all: a repeat gets its job even if the service is busy now, or the collection gone.
+        if known := find_by_key(connection, idempotency_key, request_sha256):
+            return known, False
     info, collection = _model_and_collection(state, body.model, parameters)
     items = parameters.pop(kind.items_field, None) or parameters.pop("ids", None)
     source = parameters.get(kind.source_field)

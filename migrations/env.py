@@ -18,6 +18,8 @@ def run() -> None:
     try:
         with database.write() as connection:
             if not database.is_sqlite:
+                connection.execute(text("SET LOCAL lock_timeout = 0"))  # the other one may take its time
+                connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             context.configure(
                 connection=connection,

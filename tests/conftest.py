@@ -127,17 +127,19 @@ def small_stack(
         yield stack
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+@pytest.fixture(scope="session", params=DATABASES)
 def stack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path
 ) -> Iterator[Stack]:
-    """Redis, API and a worker on each database, with a small random model; shared by a module's tests."""
+    """Redis, API and a worker on each database, with a small random model; shared by all tests that leave it whole."""
     with small_stack(request.param, tmp_path_factory.mktemp("stack"), request, small_checkpoint) as running:
         yield running
 
 
-@pytest.fixture(params=DATABASES)
-def own_stack(request: pytest.FixtureRequest, tmp_path: Path, small_checkpoint: Path) -> Iterator[Stack]:
-    """The same, for a test that breaks it."""
-    with small_stack(request.param, tmp_path / "stack", request, small_checkpoint) as running:
+@pytest.fixture(scope="module", params=DATABASES)
+def breakable_stack(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path
+) -> Iterator[Stack]:
+    """The same, for a module of tests that kill its parts and start them again."""
+    with small_stack(request.param, tmp_path_factory.mktemp("stack"), request, small_checkpoint) as running:
         yield running

@@ -91,6 +91,18 @@ class Stack:
     def send(self, name: str, sig: int) -> None:
         self._processes[name].send_signal(sig)
 
+    def heal(self) -> None:
+        """Bring it back to one Redis, one API and one worker, all of them answering."""
+        for name in list(self._processes):
+            if self._processes[name].poll() is None:
+                self.send(name, signal.SIGCONT)
+            if name not in ("redis", "api", "worker"):
+                self.kill(name)
+        for name, start in (("redis", self.start_redis), ("api", self.start_api), ("worker", self.start_worker)):
+            if name not in self._processes or self._processes[name].poll() is not None:
+                start()
+        self.wait_ready()
+
     def revive(self, name: str) -> None:
         """Start a worker again if it has exited: Celery's threads worker sometimes does when Redis dies under it."""
         if self._processes[name].poll() is not None:

@@ -150,6 +150,6 @@ def _parse(raw: Any) -> Item | ItemInvalid:
     except ValidationError as err:
         first = err.errors()[0]
         where = "/".join(str(part) for part in first["loc"]) or "item"
-        return ItemInvalid(f"{where}: {first['msg']}")
-    except (ValueError, RecursionError) as err:
-        return ItemInvalid(f"This line of the manifest is not JSON: {err}")
+        return ItemInvalid(f"{where}: {first['msg'].removeprefix('Value error, ')}")
+    except (ValueError, RecursionError):
+        return ItemInvalid("This line of the manifest is not JSON in UTF-8.")

@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection
 
-from revln.db.chunks import ChunkResult, Claim, bury_chunk, claim_chunk, end_chunk, finish_chunk, release_chunk
+from revln.db.chunks import (
+    ChunkResult,
+    Claim,
+    bury_chunk,
+    claim_chunk,
+    crash_count,
+    end_chunk,
+    finish_chunk,
+    release_chunk,
+)
 from revln.db.results import vectors_from_bytes, vectors_to_bytes
 from revln.errors import DeadlineExceeded, JobCanceled, JobError, LeaseLost, NotFound, RevlnError, Unavailable
 from revln.jobs.kinds import KINDS
@@ -35,20 +44,24 @@ def execute(runtime: Runtime, job_id: str, number: int) -> None:
     Raises:
         Unavailable: the database does not answer; the sweeper will find the chunk again.
     """
-    claim = claim_chunk(runtime.db, job_id, number, runtime.worker_id, runtime.settings.lease_s)
-    if claim is None:
-        log.info("chunk %s.%d is not there to be run", job_id, number)
-        return
-    if claim.number == 0 or claim.job.chunks_running == 1:
-        runtime.dispatcher.announce(job_id)
-    started = time.monotonic()
-    with runtime.leases.hold(claim, KINDS[claim.job.kind].timeout_s) as lease:
-        try:
-            ended = _run(runtime, lease)
-        except LeaseLost as err:
-            log.warning("chunk %s.%d: %s", job_id, number, err)
+    with runtime.db.read() as connection:
+        suspect = crash_count(connection, job_id, number) > 0
+    # Before the claim: a lease must not run out in line.
+    with runtime.isolation.alone() if suspect else runtime.isolation.shared():
+        claim = claim_chunk(runtime.db, job_id, number, runtime.worker_id, runtime.settings.lease_s)
+        if claim is None:
+            log.info("chunk %s.%d is not there to be run", job_id, number)
             return
-    log.info("chunk %s.%d %s in %.2f s", job_id, number, ended, time.monotonic() - started)
+        if claim.job.chunks_running == 1:
+            runtime.dispatcher.announce(job_id)
+        started = time.monotonic()
+        with runtime.leases.hold(claim, KINDS[claim.job.kind].timeout_s) as lease:
+            try:
+                ended = _run(runtime, lease)
+            except LeaseLost as err:
+                log.warning("chunk %s.%d: %s", job_id, number, err)
+                return
+        log.info("chunk %s.%d %s in %.2f s", job_id, number, ended, time.monotonic() - started)
     runtime.dispatcher.announce(job_id)
 
 
@@ -98,7 +111,11 @@ def _merged(claim: Claim, outcomes: Sequence[Outcome]) -> ChunkResult:
 def _try_again(runtime: Runtime, claim: Claim, err: Exception) -> str:
     """Back to the queue with back-off and full jitter, or dead when the attempts are used up."""
     log.warning("chunk %s.%d failed at attempt %d", *claim.key, claim.attempt, exc_info=err)
-    error = err.as_dict() if isinstance(err, RevlnError) else RevlnError(f"{type(err).__name__}: {err}").as_dict()
+    # What an error of a library says may hold SQL, paths or payloads: the log has it, the client gets its name.
+    known = (
+        err if isinstance(err, RevlnError) else RevlnError(f"Something went wrong inside revln: {type(err).__name__}.")
+    )
+    error = known.as_dict()
     if claim.attempt >= claim.max_attempts:
         _persist(runtime, lambda: bury_chunk(runtime.db, claim, error))
         return f"dead after {claim.attempt} attempts"

@@ -18,6 +18,7 @@ from revln.jobs.kinds import Priority
 from revln.models.registry import ModelCatalog
 from revln.settings import Settings
 from worker.indexes import IndexCache
+from worker.isolation import Isolation
 from worker.leases import LeaseKeeper
 from worker.models import LoadedModels
 
@@ -53,6 +54,7 @@ class Runtime:
         # One for each priority: an interactive query must not stand in line behind a thousand pictures to be decoded.
         self.prepare_pools = {lane: ThreadPoolExecutor(threads, f"prepare-{lane}") for lane in Priority}
         self.fetch_pool = ThreadPoolExecutor(_FETCH_THREADS, "fetch")
+        self.isolation = Isolation()
         self.leases = LeaseKeeper(settings, self.db, self._beat)
 
     def start(self) -> None:

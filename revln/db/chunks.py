@@ -25,6 +25,7 @@ __all__ = [
     "bury_chunk",
     "bury_locked",
     "claim_chunk",
+    "crash_count",
     "end_chunk",
     "finish_chunk",
     "heartbeat",
@@ -74,6 +75,11 @@ def _is(job_id: str, number: int) -> Any:
 def _held(claim: Claim) -> Any:
     columns = tables.chunks.c
     return and_(_is(claim.job.id, claim.number), columns.attempt == claim.attempt, columns.state == ChunkState.RUNNING)
+
+
+def crash_count(connection: Connection, job_id: str, number: int) -> int:
+    """How many workers died while they ran this chunk; 0 also if it is gone."""
+    return connection.scalar(select(tables.chunks.c.crash_count).where(_is(job_id, number))) or 0
 
 
 def claim_chunk(db: Database, job_id: str, number: int, worker: str, lease_s: float) -> Claim | None:

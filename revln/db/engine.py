@@ -23,6 +23,8 @@ from revln.errors import SettingsError, Unavailable
 __all__ = ["Database", "db_now"]
 
 BUSY_TIMEOUT_S = 30.0
+# PostgreSQL ends a transaction that sits idle: a worker frozen in the middle of one would keep its row locks for ever.
+IDLE_TRANSACTION_S = 15.0
 POOL_SIZE = 10
 POOL_OVERFLOW = 40  # the API's threads and a worker's chunks may all want one at once
 _WRITE = "revln_write"
@@ -69,6 +71,8 @@ class Database:
         if self.is_sqlite:
             event.listen(self.engine, "connect", _configure_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
+        else:
+            event.listen(self.engine, "connect", _configure_postgresql)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -111,6 +115,14 @@ def _configure_sqlite(connection: sqlite3.Connection, _: Any) -> None:
         f"busy_timeout={int(BUSY_TIMEOUT_S * 1000)}",
     ):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _configure_postgresql(connection: Any, _: Any) -> None:
+    # Not as a start-up option: a pooler in between would refuse that.
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET lock_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+        cursor.execute(f"SET idle_in_transaction_session_timeout = {int(IDLE_TRANSACTION_S * 1000)}")
+    connection.commit()
 
 
 def _begin_sqlite(connection: Connection) -> None:

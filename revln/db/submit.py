@@ -17,7 +17,7 @@ from revln.db.jobs import JOB_COLUMNS, Job, get_job, job_from_row
 from revln.errors import IdempotencyMismatch
 from revln.jobs.state import ChunkState, JobStatus
 
-__all__ = ["NewChunk", "NewJob", "submit_job"]
+__all__ = ["NewChunk", "NewJob", "find_by_key", "submit_job"]
 
 _INSERT_BATCH = 1_000
 
@@ -64,30 +64,32 @@ def submit_job(db: Database, new: NewJob) -> tuple[Job, bool]:
     """
     try:
         with db.write() as connection:
-            known = _by_key(connection, new)
+            known = find_by_key(connection, new.idempotency_key, new.request_sha256)
             return (known, False) if known else (_insert(connection, new), True)
     except IntegrityError:
         # Two submissions with one key at once: the other won between our look and our insert.
         with db.read() as connection:
-            known = _by_key(connection, new)
+            known = find_by_key(connection, new.idempotency_key, new.request_sha256)
         if known is None:
             raise
         return known, False
 
 
-def _by_key(connection: Connection, new: NewJob) -> Job | None:
-    if new.idempotency_key is None:
+def find_by_key(connection: Connection, key: str | None, request_sha256: str | None) -> Job | None:
+    """The job that this Idempotency-Key made, if any.
+
+    Raises:
+        IdempotencyMismatch: it was made from another body.
+    """
+    if key is None:
         return None
-    row = connection.execute(
-        select(*JOB_COLUMNS).where(tables.jobs.c.idempotency_key == new.idempotency_key)
-    ).one_or_none()
+    row = connection.execute(select(*JOB_COLUMNS).where(tables.jobs.c.idempotency_key == key)).one_or_none()
     if row is None:
         return None
     job = job_from_row(row)
-    if job.request_sha256 != new.request_sha256:
+    if job.request_sha256 != request_sha256:
         raise IdempotencyMismatch(
-            f"Idempotency-Key {new.idempotency_key!r} already made job {job.id} from another body. "
-            "Use a new key for a new job."
+            f"Idempotency-Key {key!r} already made job {job.id} from another body. Use a new key for a new job."
         )
     return job
 

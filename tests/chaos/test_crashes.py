@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import signal
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError
 
 from revln.blobs import BlobStore
 from revln.db import tables
@@ -18,11 +20,20 @@ from tests.stack import Stack, wait_until
 
 pytestmark = pytest.mark.slow
 
+_SEEDS = itertools.count()
+
+
+@pytest.fixture
+def own_stack(breakable_stack: Stack) -> Stack:
+    """Whole again, whatever the test before did to it."""
+    breakable_stack.heal()
+    return breakable_stack
+
 
 def pictures(stack: Stack, count: int) -> list[dict[str, Any]]:
-    """Items of distinct small photographs, their bytes in the blob store."""
+    """Items of small pictures that no test had before (known ones would be done at once), in the blob store."""
     blobs = BlobStore(stack.settings.resolved_blob_url)
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(next(_SEEDS))
     items = []
     for n in range(count):
         out = io.BytesIO()
@@ -57,6 +68,27 @@ def wait_done(stack: Stack, job_id: str, deadline_s: float = 90) -> dict[str, An
 def wait_for_part(stack: Stack, job_id: str, least: int = 1) -> None:
     """Until some of the job is done, and not all of it."""
     wait_until(lambda: job(stack, job_id)["counts"]["succeeded"] >= least, what="the first results")
+
+
+def freeze_worker(stack: Stack) -> None:
+    """Freeze it between two transactions: frozen inside one, it would hold SQLite's only write lock as long as it lives
+    (PostgreSQL ends such a transaction after 15 s)."""
+    db = Database(stack.settings.resolved_database_url)
+
+    def frozen_outside() -> bool:
+        stack.send("worker", signal.SIGSTOP)
+        try:
+            with db.engine.connect() as connection:
+                if db.is_sqlite:
+                    connection.exec_driver_sql("PRAGMA busy_timeout = 300")
+                    connection.execution_options(revln_write=True).exec_driver_sql("SELECT 1")
+            return True
+        except OperationalError:
+            stack.send("worker", signal.SIGCONT)
+            return False
+
+    wait_until(frozen_outside, what="a moment without a transaction")
+    db.close()
 
 
 def check_invariants(stack: Stack) -> None:
@@ -94,7 +126,7 @@ def check_complete(stack: Stack, job_id: str, count: int) -> None:
 
 def test_a_job_whose_worker_is_killed_again_and_again_finishes_with_every_result(own_stack: Stack) -> None:
     job_id = submit(own_stack, "embed", {"items": pictures(own_stack, 500)})
-    for round_ in range(3):
+    for round_ in range(3):  # as often as max_crashes: no chunk may be buried for a death that was not its own
         wait_for_part(own_stack, job_id, 1 + 64 * round_)
         own_stack.kill("worker")
         own_stack.start_worker()
@@ -136,7 +168,7 @@ def test_a_worker_that_is_asked_to_stop_finishes_or_hands_back_and_exits_cleanly
 def test_a_worker_frozen_past_its_lease_cannot_write_over_its_successor(own_stack: Stack) -> None:
     job_id = submit(own_stack, "embed", {"items": pictures(own_stack, 300)})
     wait_for_part(own_stack, job_id)
-    own_stack.send("worker", signal.SIGSTOP)
+    freeze_worker(own_stack)
     own_stack.start_worker("second")
     check_complete(own_stack, job_id, 300)
     events = own_stack.http.get(f"/v1/jobs/{job_id}").headers["etag"]

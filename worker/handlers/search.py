@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -117,5 +118,5 @@ def _given(values: list[float], collection: Collection) -> NDArray[np.float32] |
         return ItemInvalid(
             f"The vector has {len(values)} dimensions, collection {collection.name!r} has {collection.dim}."
         )
-    vector = np.asarray(values, dtype=np.float64)
-    return np.asarray(vector / np.linalg.norm(vector), dtype=np.float32)
+    # hypot, because the square of a large number may be more than a float holds.
+    return np.asarray(np.asarray(values) / math.hypot(*values), dtype=np.float32)
