@@ -18,7 +18,6 @@ from revln.db.chunks import Claim
 from revln.errors import ItemError, ItemInvalid, RevlnError, Unavailable
 from revln.jobs.kinds import KINDS, Priority
 from revln.jobs.schemas import Item
-from revln.models.base import ModelInfo
 from worker.leases import Lease
 from worker.runtime import Runtime
 
@@ -82,11 +81,6 @@ class Context:
         self.alone = self.claim.crash_count > 0  # it may be what killed the last worker: it shares no batch
         done = {item["index"] for item in self.claim.previous or () if item.get("error") is None}
         self.todo = [todo for todo in self._load() if todo.index not in done]
-
-    @property
-    def model_info(self) -> ModelInfo:
-        assert self.job.model is not None
-        return self.runtime.catalog.describe(self.job.model)
 
     def _load(self) -> Iterator[Todo]:
         claim = self.claim

@@ -100,13 +100,9 @@ def embed(
     context: Context, loaded: LoadedModel, contents: Sequence[Content | ItemError]
 ) -> list[NDArray[np.float32] | ItemError]:
     """A unit-norm (D,) float32 vector for each content, or the error of that one."""
-    fingerprint = loaded.model.info.fingerprint
     contents = [_readable(loaded, content) for content in contents]
     wanted = {content.key: content for content in contents if isinstance(content, Content)}
-    with context.runtime.db.read() as connection:
-        known = cached_vectors(connection, fingerprint, list(wanted))
-    vectors: dict[str, Any] = {key: vectors_from_bytes(raw, 1)[0] for key, raw in known.items()}
-    vectors.update(_compute(context, loaded, [content for key, content in wanted.items() if key not in known]))
+    vectors = _shared_vectors(context, loaded, list(wanted.values()))
     return [vectors[content.key] if isinstance(content, Content) else content for content in contents]
 
 
@@ -117,35 +113,51 @@ def _readable(loaded: LoadedModel, content: Content | ItemError) -> Content | It
     return ItemInvalid(f"Model {loaded.model.info.name} does not read {what}.")
 
 
-def _compute(context: Context, loaded: LoadedModel, missing: Sequence[Content]) -> dict[str, Any]:
+def _shared_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Content]) -> dict[str, Any]:
+    """The vector or the error of each, by key; what another thread is at already is waited for."""
     fingerprint = loaded.model.info.fingerprint
     mine: list[tuple[Content, Future[Any]]] = []
     theirs: list[tuple[Content, Future[Any]]] = []
-    for content in missing:
+    for content in wanted:
         future, ours = _in_flight.claim(fingerprint, content.key)
         (mine if ours else theirs).append((content, future))
-    computed: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     try:
-        pool = context.runtime.prepare_pools[context.priority]
-        started = [pool.submit(_prepare, context, loaded, content) for content, _ in mine]
-        # Preparing gives the future of the forward pass, or the item's error; waiting for that gives the vector.
-        raws = context.gather(context.gather(started))
-        for (content, _), raw in zip(mine, raws, strict=True):
-            computed[content.key] = raw if isinstance(raw, ItemError) else loaded.model.finish(content.operation, raw)
-        good = {key: vectors_to_bytes(value) for key, value in computed.items() if not isinstance(value, ItemError)}
-        store_vectors(context.runtime.db, fingerprint, good)
+        found.update(_own_vectors(context, loaded, [content for content, _ in mine]))
     finally:
         # Whatever happened to us, those who wait for our vectors must hear of it.
         for content, future in mine:
             _in_flight.done(fingerprint, content.key)
-            future.set_result(computed.get(content.key))
+            future.set_result(found.get(content.key))
     for (content, _), value in zip(theirs, context.gather((future for _, future in theirs), shared=True), strict=True):
-        computed[content.key] = value
-    orphaned = [content for content, _ in theirs if computed[content.key] is None]
+        found[content.key] = value
+    orphaned = [content for content, _ in theirs if found[content.key] is None]
     if orphaned:
         # Whoever computed them was canceled or lost its lease: ours to do.
-        computed.update(_compute(context, loaded, orphaned))
-    return computed
+        found.update(_shared_vectors(context, loaded, orphaned))
+    return found
+
+
+def _own_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Content]) -> dict[str, Any]:
+    """From the database, else computed and stored there.
+
+    Looked up only now that they are ours: who looked before could miss what another thread stored in between.
+    """
+    model, db = loaded.model, context.runtime.db
+    with db.read() as connection:
+        known = cached_vectors(connection, model.info.fingerprint, [content.key for content in wanted])
+    missing = [content for content in wanted if content.key not in known]
+    pool = context.runtime.prepare_pools[context.priority]
+    started = [pool.submit(_prepare, context, loaded, content) for content in missing]
+    # Preparing gives the future of the forward pass, or the item's error; waiting for that gives the vector.
+    raws = context.gather(context.gather(started))
+    computed = {
+        content.key: raw if isinstance(raw, ItemError) else model.finish(content.operation, raw)
+        for content, raw in zip(missing, raws, strict=True)
+    }
+    good = {key: vectors_to_bytes(value) for key, value in computed.items() if not isinstance(value, ItemError)}
+    store_vectors(db, model.info.fingerprint, good)
+    return {**{key: vectors_from_bytes(raw, 1)[0] for key, raw in known.items()}, **computed}
 
 
 def _prepare(context: Context, loaded: LoadedModel, content: Content) -> Future[Any]:

@@ -22,7 +22,16 @@ from revln.db.chunks import (
     release_chunk,
 )
 from revln.db.results import vectors_from_bytes, vectors_to_bytes
-from revln.errors import DeadlineExceeded, JobCanceled, JobError, LeaseLost, NotFound, RevlnError, Unavailable
+from revln.errors import (
+    DeadlineExceeded,
+    ItemError,
+    JobCanceled,
+    JobError,
+    LeaseLost,
+    NotFound,
+    RevlnError,
+    Unavailable,
+)
 from revln.jobs.kinds import KINDS
 from revln.jobs.state import ChunkState
 from worker.context import Context, Done, Outcome
@@ -80,7 +89,7 @@ def _run(runtime: Runtime, lease: Lease) -> str:
     except DeadlineExceeded:
         end_chunk(runtime.db, claim, ChunkState.EXPIRED)
         return "expired"
-    except (JobError, NotFound) as err:
+    except (JobError, NotFound, ItemError) as err:  # an ItemError here is of the whole manifest: it is gone
         bury_chunk(runtime.db, claim, err.as_dict())
         return f"failed ({err.code}: {err.message})"
     except Exception as err:  # noqa: BLE001 - a chunk ends here; the error goes to its row

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from sqlalchemy import select
 
+from revln.db.engine import Database, db_now
+from revln.db.workers import list_workers
 from tests.stack import Stack, wait_until
 
 
@@ -46,6 +49,32 @@ def test_embed_gives_unit_vectors_in_the_order_of_the_items(stack: Stack) -> Non
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert np.allclose(vectors[0], vectors[2]), "one text has one vector"
     assert not np.allclose(vectors[0], vectors[1])
+
+
+def computed_items(stack: Stack) -> int:
+    """How many items the worker's models have run, by a heartbeat that is younger than this call."""
+    db = Database(stack.settings.resolved_database_url)
+    with db.read() as connection:
+        asked_at = connection.scalar(select(db_now()))
+
+    def heard() -> list[int] | None:
+        with db.read() as connection:
+            fresh = [worker for worker in list_workers(connection) if worker["heartbeat_at"] > asked_at]
+        return [sum(model["items"] for model in worker["models"]) for worker in fresh] or None
+
+    counts: list[int] = wait_until(heard, what="a heartbeat")
+    db.close()
+    return sum(counts)
+
+
+def test_one_picture_in_three_jobs_is_computed_once(stack: Stack) -> None:
+    item = {"image": {"sha256": upload(stack, photo(4711))}}
+    before = computed_items(stack)
+    with ThreadPoolExecutor(3) as pool:
+        jobs = list(pool.map(lambda _: submit(stack, "embed", {"items": [item, item]}), range(3)))
+    vectors = [one["embedding"] for job in jobs for one in job["result"]["items"]]
+    assert all(vector == vectors[0] for vector in vectors)
+    assert computed_items(stack) - before == 1
 
 
 def test_one_bad_item_among_many_is_one_error(stack: Stack) -> None:
