@@ -20,6 +20,7 @@ from revln.broker import redis_url
 from revln.client import RevlnClient
 from revln.db.migrate import upgrade
 from revln.settings import Settings
+from revln.supervisor import launch
 
 __all__ = ["DEADLINE_S", "Stack", "running_stack", "wait_until"]
 
@@ -134,7 +135,8 @@ class Stack:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("REVLN_")}
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                command,
+                # Through the supervisor's launcher: a pytest that is killed leaves nothing behind.
+                [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), *command],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
