@@ -236,8 +236,9 @@ async def follow(
 
     def fetch() -> tuple[list[dict[str, Any]], bool]:
         with state.db.read() as connection:
-            found = db_jobs.events_after(connection, job_id, seen)
-            return found, db_jobs.get_job(connection, job_id).status.done
+            # The status first: read the other way round, a job that ended in between would lose its last event.
+            done = db_jobs.get_job(connection, job_id).status.done
+            return db_jobs.events_after(connection, job_id, seen), done
 
     async def look() -> tuple[list[dict[str, Any]], bool] | None:
         events, done = await run_sync(fetch)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import itertools
 import signal
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from sqlalchemy import func, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.engine import make_url
 
 from revln.blobs import BlobStore
 from revln.db import tables
@@ -73,22 +75,21 @@ def wait_for_part(stack: Stack, job_id: str, least: int = 1) -> None:
 def freeze_worker(stack: Stack) -> None:
     """Freeze it between two transactions: frozen inside one, it would hold SQLite's only write lock as long as it lives
     (PostgreSQL ends such a transaction after 15 s)."""
-    db = Database(stack.settings.resolved_database_url)
+    url = make_url(stack.settings.resolved_database_url)
 
     def frozen_outside() -> bool:
         stack.send("worker", signal.SIGSTOP)
-        try:
-            with db.engine.connect() as connection:
-                if db.is_sqlite:
-                    connection.exec_driver_sql("PRAGMA busy_timeout = 300")
-                    connection.execution_options(revln_write=True).exec_driver_sql("SELECT 1")
+        if url.get_backend_name() != "sqlite":
             return True
-        except OperationalError:
+        try:
+            with closing(sqlite3.connect(str(url.database), timeout=0.5, isolation_level=None)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+            return True
+        except sqlite3.OperationalError:
             stack.send("worker", signal.SIGCONT)
             return False
 
     wait_until(frozen_outside, what="a moment without a transaction")
-    db.close()
 
 
 def check_invariants(stack: Stack) -> None:
