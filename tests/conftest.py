@@ -127,19 +127,15 @@ def small_stack(
         yield stack
 
 
-@pytest.fixture(scope="session", params=DATABASES)
-def stack(
+def _stack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path
 ) -> Iterator[Stack]:
-    """Redis, API and a worker on each database, with a small random model; shared by all tests that leave it whole."""
+    """Redis, API and a worker on each database, with a small random model."""
     with small_stack(request.param, tmp_path_factory.mktemp("stack"), request, small_checkpoint) as running:
         yield running
 
 
-@pytest.fixture(scope="module", params=DATABASES)
-def breakable_stack(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path
-) -> Iterator[Stack]:
-    """The same, for a module of tests that kill its parts and start them again."""
-    with small_stack(request.param, tmp_path_factory.mktemp("stack"), request, small_checkpoint) as running:
-        yield running
+# Shared by all tests that leave it whole.
+stack = pytest.fixture(scope="session", params=DATABASES, name="stack")(_stack)
+# For a module of tests that kill its parts and start them again.
+breakable_stack = pytest.fixture(scope="module", params=DATABASES, name="breakable_stack")(_stack)

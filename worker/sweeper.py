@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections.abc import Callable
 from threading import Event, Thread
 
 from revln.db import sweep
@@ -44,9 +45,8 @@ class Sweeper:
                 self._housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
                 self._step("clean", self._clean)
 
-    def _step(self, name: str, work: object) -> None:
+    def _step(self, name: str, work: Callable[[], None]) -> None:
         try:
-            assert callable(work)
             work()
         except RevlnError as err:
             log.warning("sweeper: %s: %s", name, err)
