@@ -23,12 +23,15 @@ ENV_PREFIX = "REVLN_"
 
 
 class ModelSettings(BaseModel):
-    """Where one named model comes from."""
+    """Where one named model comes from, and how it runs; see ``docs/models.md``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    family: str = "revln"
-    source: str
+    family: str = "auto"  # found out from the checkpoint's config.json
+    source: str = Field(min_length=1)  # a folder, a .safetensors file, or a hub id
+    revision: str | None = None  # of a hub id: a branch, a tag, or best a commit; None: main as it is now
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")  # auto: REVLN_DEVICE
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
 
 class Settings(BaseModel):
@@ -74,7 +77,9 @@ class Settings(BaseModel):
 
     # Models
     models: dict[str, ModelSettings] = Field(
-        default_factory=dict, description='JSON, name → {"family", "source"}. revln-tiny is always there.'
+        default_factory=dict,
+        description='JSON, name → {"source", "family", "revision", "device", "dtype"}; see models.md. '
+        "revln-tiny is always there.",
     )
     default_model: str = Field("revln-tiny", description="The model of a job that names none.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models run. auto: cuda if it works.")

@@ -30,7 +30,9 @@ class Operation(StrEnum):
 class ModelInfo:
     """A model as `GET /v1/models` shows it.
 
-    ``fingerprint`` covers family, weights and preprocessing: two vectors may be compared only if theirs are equal.
+    ``fingerprint`` covers family, weights and preprocessing. ``joint_fingerprint`` covers only what vectors come from,
+    so that a retrained decoder leaves collections as they are; None: all of it. Two vectors may be compared only if
+    their joint fingerprints are equal.
     """
 
     name: str
@@ -41,6 +43,11 @@ class ModelInfo:
     image_size: int  # pixels on the shorter side that `prepare` needs; lets JPEGs be decoded at reduced size
     parameters: int | None = None
     license: str | None = None
+    joint_fingerprint: str | None = None
+
+    def fingerprint_of(self, operation: Operation) -> str:
+        """What the operation's result hangs on."""
+        return self.fingerprint if operation is Operation.CAPTION else self.joint_fingerprint or self.fingerprint
 
 
 @dataclass(frozen=True, slots=True)

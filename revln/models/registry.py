@@ -7,36 +7,19 @@ A client can only say a name from here: no path and no hub id ever comes from a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from importlib.resources import files
-from pathlib import Path
-from typing import Any
 
 from revln.errors import ModelUnavailable, NotFound, SettingsError
 from revln.models.base import Model, ModelInfo
+from revln.models.checkpoint import Checkpoint
+from revln.models.families import AUTO, FAMILIES, find_family, normal_name
+from revln.models.sources import fetch, locate
 from revln.settings import ModelSettings
 
 __all__ = ["BUILT_IN", "ModelCatalog"]
 
 BUILT_IN = "revln-tiny"
-
-
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """Where a family's two functions are, as ``module:name``, so that nothing heavy is imported before it is used."""
-
-    describe: str
-    load: str
-
-
-_FAMILIES = {"revln": _Family("revln.models.revln_card:describe", "revln.models.revln_family:load")}
-
-
-def _resolve(path: str) -> Any:
-    module, _, name = path.partition(":")
-    return getattr(import_module(module), name)
 
 
 class ModelCatalog:
@@ -46,10 +29,7 @@ class ModelCatalog:
         self._specs = {BUILT_IN: ModelSettings(source=str(files("revln") / "weights" / BUILT_IN)), **named}
         self._infos: dict[str, ModelInfo] = {}
         for name, spec in self._specs.items():
-            if spec.family not in _FAMILIES:
-                raise SettingsError(
-                    f"REVLN_MODELS: model {name!r} names family {spec.family!r}; there are {', '.join(_FAMILIES)}."
-                )
+            _check_family(name, spec.family)
         if default not in self._specs:
             raise SettingsError(f"REVLN_DEFAULT_MODEL={default!r} is none of {', '.join(self._specs)}.")
         self.default = default
@@ -59,27 +39,46 @@ class ModelCatalog:
         return sorted(self._specs)
 
     def describe(self, name: str) -> ModelInfo:
-        """What a model is, without loading it.
+        """What a model is, without loading it; of a hub model only what describes it is downloaded.
 
         Raises:
             NotFound: no such name.
             ModelUnavailable: its files are missing or damaged.
         """
         if name not in self._infos:
-            spec = self._spec(name)
-            self._infos[name] = _resolve(_FAMILIES[spec.family].describe)(name, Path(spec.source))
+            spec = self.spec(name)
+            self._infos[name] = _describe(name, spec, locate(spec.source, spec.revision))
         return self._infos[name]
 
     def load(self, name: str, device: str) -> Model:
-        """Load a model; slow, and not guarded against two callers: `worker.models` does that."""
-        spec = self._spec(name)
-        try:
-            model: Model = _resolve(_FAMILIES[spec.family].load)(name, Path(spec.source), device)
-        except (OSError, RuntimeError) as err:
-            raise ModelUnavailable(f"Model {name} could not be loaded on {device}: {err}") from err
-        return model
+        """Load a model, on ``device`` unless the operator named another for it; a hub model is downloaded first.
 
-    def _spec(self, name: str) -> ModelSettings:
+        Slow, and not guarded against two callers: `worker.models` does that.
+        """
+        spec = self.spec(name)
+        checkpoint = fetch(spec.source, spec.revision)
+        info = _describe(name, spec, checkpoint)
+        where = device if spec.device == AUTO else spec.device
+        try:
+            return find_family(info.family, checkpoint)[1].load(info, checkpoint, where, spec.dtype)
+        except (OSError, RuntimeError, ValueError) as err:
+            raise ModelUnavailable(f"Model {name} could not be loaded on {where}: {err}") from err
+
+    def spec(self, name: str) -> ModelSettings:
+        """Where the operator says it comes from. Raises NotFound."""
         if name not in self._specs:
             raise NotFound(f"There is no model {name!r}; there are {', '.join(self.names)}. GET /v1/models lists them.")
         return self._specs[name]
+
+
+def _describe(name: str, spec: ModelSettings, checkpoint: Checkpoint) -> ModelInfo:
+    family, entry = find_family(spec.family, checkpoint)
+    return entry.describe(name, family, checkpoint)
+
+
+def _check_family(name: str, family: str) -> None:
+    head, colon, _ = normal_name(family).partition(":")
+    known = FAMILIES.get(head)
+    if (head != AUTO and known is None) or (colon and (known is None or not known.variants)):
+        there_are = [AUTO, *(f"{each}:…" if one.variants else each for each, one in FAMILIES.items())]
+        raise SettingsError(f"REVLN_MODELS: model {name!r} names family {family!r}; there are {', '.join(there_are)}.")

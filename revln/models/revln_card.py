@@ -14,11 +14,20 @@ from typing import Any
 
 from revln.errors import ModelUnavailable
 from revln.models.base import ModelInfo, Operation
+from revln.models.checkpoint import CONFIG_FILE, Checkpoint, count_parameters, read_header
 
-__all__ = ["CONFIG_FILE", "FAMILY", "TOKENIZER_FILE", "WEIGHTS_FILE", "RevlnConfig", "describe", "fingerprint"]
+__all__ = [
+    "CONFIG_FILE",
+    "FAMILY",
+    "TOKENIZER_FILE",
+    "WEIGHTS_FILE",
+    "RevlnConfig",
+    "describe",
+    "describe_checkpoint",
+    "fingerprint",
+]
 
 FAMILY = "revln"
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -105,28 +114,9 @@ def fingerprint(folder: Path) -> str:
     return f"{FAMILY}-{digest.hexdigest()[:16]}"
 
 
-def _parameters(path: Path) -> int:
-    """Count from the safetensors header alone: 8 bytes of length, then JSON (github.com/huggingface/safetensors)."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > path.stat().st_size:
-                raise ValueError(f"its header claims {length} bytes")
-            header = json.loads(file.read(length))
-        total, end = 0, 0
-        for name, tensor in header.items():
-            if name == "__metadata__":
-                continue
-            size = 1
-            for side in tensor["shape"]:
-                size *= side
-            total += size
-            end = max(end, tensor["data_offsets"][1])
-        if path.stat().st_size != 8 + length + end:
-            raise ValueError(f"it has {path.stat().st_size} bytes of {8 + length + end}")
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
-        raise ModelUnavailable(f"{path} is damaged ({err}); {_WAY_OUT}") from err
-    return total
+def describe_checkpoint(name: str, family: str, checkpoint: Checkpoint) -> ModelInfo:  # noqa: ARG001
+    """The family's entry in `revln.models.families`."""
+    return describe(name, checkpoint.folder)
 
 
 def describe(name: str, folder: Path) -> ModelInfo:
@@ -143,6 +133,6 @@ def describe(name: str, folder: Path) -> ModelInfo:
         dim=config.dim,
         fingerprint=fingerprint(folder),
         image_size=config.image_size,
-        parameters=_parameters(_need(folder, WEIGHTS_FILE)),
+        parameters=count_parameters(read_header(_need(folder, WEIGHTS_FILE))),
         license=config.license,
     )

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from revln.errors import ItemInvalid, ModelUnavailable
 from revln.models.base import Caption, CaptionOptions, CaptionRequest, ModelInfo, Operation
 from revln.models.captioner import Captioner
+from revln.models.checkpoint import Checkpoint
 from revln.models.image_cnn import CHANNELS, ImageEncoder, pixels, to_unit
 from revln.models.revln_card import TOKENIZER_FILE, WEIGHTS_FILE, RevlnConfig, describe
 from revln.models.text_gru import TextEncoder, pad
 from revln.models.tokenizer import Tokenizer
 
-__all__ = ["PreparedCaption", "RevlnModel", "RevlnNet", "load"]
+__all__ = ["PreparedCaption", "RevlnModel", "RevlnNet", "load", "load_checkpoint"]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Images and texts on a GPU: large enough to fill it. On a CPU more than this gains nothing and delays the neighbours.
@@ -132,6 +133,11 @@ class RevlnModel:
             [([*item.prefix, *ids], score) for ids, score in captions]
             for item, captions in zip(batch, rows, strict=True)
         ]
+
+
+def load_checkpoint(info: ModelInfo, checkpoint: Checkpoint, device: str, dtype: str) -> RevlnModel:
+    """The family's entry in `revln.models.families`."""
+    return load(info.name, checkpoint.folder, device, dtype)
 
 
 def load(name: str, folder: Path, device: str, dtype: str = "float32") -> RevlnModel:

@@ -1,0 +1,105 @@
+"""The families: what each is called, which checkpoints are of it, and where the code is that reads them.
+
+A family is two functions, named as ``module:function`` so that nothing heavy is imported before it is used:
+
+- ``describe(name, family, checkpoint) -> ModelInfo`` reads files only; it may not import torch or transformers.
+- ``load(info, checkpoint, device, dtype) -> Model`` gets all files on this machine, a torch device and a dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, cast
+
+from revln.errors import ModelUnavailable
+from revln.models.base import Model, ModelInfo
+from revln.models.checkpoint import CONFIG_FILE, Checkpoint
+
+__all__ = ["AUTO", "FAMILIES", "Family", "find_family", "normal_name"]
+
+AUTO = "auto"
+Describe = Callable[[str, str, Checkpoint], ModelInfo]
+Load = Callable[[ModelInfo, Checkpoint, str, str], Model]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """``model_types``: what config.json calls checkpoints of it. ``variants``: its name goes on after a colon."""
+
+    describe_at: str
+    load_at: str
+    model_types: frozenset[str] = frozenset()
+    variants: bool = False
+
+    def describe(self, name: str, family: str, checkpoint: Checkpoint) -> ModelInfo:
+        return cast(Describe, _resolve(self.describe_at))(name, family, checkpoint)
+
+    def load(self, info: ModelInfo, checkpoint: Checkpoint, device: str, dtype: str) -> Model:
+        return cast(Load, _resolve(self.load_at))(info, checkpoint, device, dtype)
+
+
+def _transformers(card: str, code: str, *model_types: str) -> Family:
+    return Family(f"revln.models.{card}", f"revln.models.{code}", frozenset(model_types))
+
+
+# Where a model type stands twice, "auto" takes the family of that name, else the first.
+FAMILIES: dict[str, Family] = {
+    "revln": Family("revln.models.revln_card:describe_checkpoint", "revln.models.revln_family:load_checkpoint"),
+}
+
+
+def normal_name(family: str) -> str:
+    """As the table spells it: ``Chinese_CLIP`` is ``chinese-clip``."""
+    head, colon, variant = family.strip().partition(":")
+    return head.lower().replace("_", "-") + colon + variant
+
+
+def find_family(family: str, checkpoint: Checkpoint) -> tuple[str, Family]:
+    """The family's full name and its entry; ``auto`` is found out from config.json.
+
+    Raises:
+        ModelUnavailable: the checkpoint is of another architecture, of one that no family reads, or needs code of its
+            own.
+    """
+    family = normal_name(family)
+    known = FAMILIES.get(family.partition(":")[0])
+    if known is not None and not known.model_types:
+        return family, known  # it judges its files itself
+    if checkpoint.only is not None:
+        raise ModelUnavailable(
+            f"{checkpoint.source} is a single file, which says nothing of its architecture: name the family, as in "
+            "cnn:resnet50, or give the folder."
+        )
+    config = checkpoint.json(CONFIG_FILE)
+    if config.get("family") == "revln" and family == AUTO:
+        return "revln", FAMILIES["revln"]
+    model_type = config.get("model_type")
+    if known is not None:
+        if model_type not in known.model_types:
+            raise ModelUnavailable(
+                f"{checkpoint.source} is of type {model_type!r}; family {family} reads {_list(known.model_types)}. "
+                'Name its own family, or "auto".'
+            )
+        return family, known
+    own = normal_name(str(model_type))
+    for name in (own, *FAMILIES):
+        if name in FAMILIES and model_type in FAMILIES[name].model_types:
+            return name, FAMILIES[name]
+    if "auto_map" in config:
+        raise ModelUnavailable(
+            f"{checkpoint.source} (type {model_type!r}) needs code of its own, which revln never runs; use a model "
+            "that transformers knows by itself."
+        )
+    types = _list({each for one in FAMILIES.values() for each in one.model_types})
+    raise ModelUnavailable(f"{checkpoint.source} is of type {model_type!r}; revln reads {types}. See docs/models.md.")
+
+
+def _list(names: Any) -> str:
+    return ", ".join(sorted(names))
+
+
+def _resolve(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
