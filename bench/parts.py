@@ -12,7 +12,7 @@ from bench.figure import Figure, median_seconds, seconds
 from revln.db.collections import LogEntry, append_log, create_collection, read_log
 from revln.db.engine import Database
 from revln.db.migrate import upgrade
-from revln.index.flat import FlatIndex
+from revln.index.collection import CollectionIndex
 from revln.settings import Settings
 
 __all__ = ["measure"]
@@ -32,7 +32,7 @@ def measure() -> list[Figure]:
 
 def _flat_search() -> Figure:
     stored, queries = _unit(ROWS, 0), _unit(BATCH, 1)
-    index = FlatIndex(DIM)
+    index = CollectionIndex(DIM)
     index.apply(np.arange(1, ROWS + 1), stored, np.array([], dtype=np.int64), ROWS)
     bare = faiss.IndexFlatIP(DIM)
     bare.add(stored)
@@ -58,7 +58,7 @@ def _log() -> list[Figure]:
                     append_log(connection, collection.id, entries)
 
         def replay() -> None:
-            index = FlatIndex(DIM)
+            index = CollectionIndex(DIM)
             with db.read() as connection:
                 while (page := read_log(connection, collection.id, index.seq, DIM)).head_seq != index.seq:
                     index.apply(page.seqs, page.vectors, page.void, page.head_seq)

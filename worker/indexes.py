@@ -6,7 +6,7 @@ from threading import Lock
 
 from revln.db.collections import Collection, read_log
 from revln.db.engine import Database
-from revln.index.flat import FlatIndex
+from revln.index.collection import CollectionIndex
 
 __all__ = ["IndexCache"]
 
@@ -16,13 +16,13 @@ class IndexCache:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._indexes: dict[str, tuple[FlatIndex, Lock]] = {}
+        self._indexes: dict[str, tuple[CollectionIndex, Lock]] = {}
         self._lock = Lock()
 
-    def caught_up(self, collection: Collection) -> FlatIndex:
+    def caught_up(self, collection: Collection) -> CollectionIndex:
         """The index with every row of the log that was committed before this call (read your writes)."""
         with self._lock:
-            index, lock = self._indexes.setdefault(collection.id, (FlatIndex(collection.dim), Lock()))
+            index, lock = self._indexes.setdefault(collection.id, (CollectionIndex(collection.dim), Lock()))
         with lock:
             while True:
                 with self._db.read() as connection:

@@ -1,66 +1,215 @@
-"""One collection's vectors in memory, searched exactly, kept up to date by replaying its log.
+"""Rows that are searched exactly: unit-norm vectors under the log's ``seq``, in blocks that only grow.
 
-FAISS ids are the log's ``seq``, so an upsert is "add the new row, remove the one it replaces" and no map is needed.
-Adding during a search crashes FAISS (faiss#1781), so a lock keeps them apart; a search uses all cores by itself, so
-searches that wait for each other lose nothing.
+They are our own arrays, searched by faiss's kernels (`faiss.knn`), not a faiss index: so a row is stored once, can be
+read back, and a subset can be searched without a copy of the rest.
+
+A dead row is overwritten by NaN. No comparison with NaN is true, so it never enters a result, whatever k is; nothing is
+moved and no selector is asked about every row.
 """
 
 from __future__ import annotations
-
-from threading import Lock
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FlatIndex"]
+__all__ = ["FlatRows"]
 
-_REMOVE_TOGETHER = 1_000  # IndexFlat.remove_ids moves every vector behind the removed one: worth doing in batches
+Found = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+_FIRST_ROWS = 1_024
+_BLOCK_BYTES = 128 * 2**20  # a block is copied when it grows, and when half of it is dead: 128 MB take about 50 ms
+_FEW_QUERIES = 8  # for so few, testing every row for membership is cheaper than gathering the rows that are allowed
+_MARGIN = 8  # rows asked for beyond k: the kernels' scores differ in the last bit, and ties go to the older row
+_ROUNDING = 2e-6
+_GATHER_BYTES = 32 * 2**20  # of rows copied at once to be scored again
 
 
-class FlatIndex:
-    """Exact inner-product search over unit-norm vectors; scores are cosines.
+class _Block:
+    """Up to ``most`` rows; ``seqs`` ascend, so a row is found by bisection."""
 
-    Attributes:
-        seq: the last row of the log that is in here.
-    """
+    def __init__(self, dim: int, most: int) -> None:
+        self.most = most
+        self.used = self.dead = 0
+        self._seqs = np.empty(min(_FIRST_ROWS, most), dtype=np.int64)
+        self._rows = np.empty((len(self._seqs), dim), dtype=np.float32)
 
-    def __init__(self, dim: int) -> None:
+    @property
+    def seqs(self) -> NDArray[np.int64]:
+        return self._seqs[: self.used]
+
+    @property
+    def rows(self) -> NDArray[np.float32]:
+        return self._rows[: self.used]
+
+    def append(self, seqs: NDArray[np.int64], rows: NDArray[np.float32]) -> int:
+        """Take as many as fit; how many."""
+        taken = min(len(seqs), self.most - self.used)
+        end = self.used + taken
+        if end > len(self._seqs):
+            self._resize(min(self.most, max(end, 2 * len(self._seqs))))
+        self._seqs[self.used : end] = seqs[:taken]
+        self._rows[self.used : end] = rows[:taken]
+        self.used = end
+        return taken
+
+    def _resize(self, capacity: int, kept: NDArray[np.bool_] | slice = slice(None)) -> None:
+        seqs, rows = self.seqs[kept], self.rows[kept]
+        self.used = len(seqs)
+        self._seqs = np.empty(capacity, dtype=np.int64)
+        self._rows = np.empty((capacity, rows.shape[1]), dtype=np.float32)
+        self._seqs[: self.used], self._rows[: self.used] = seqs, rows
+
+    def places(self, seqs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where those of the seqs that are stored here are stored."""
+        if not self.used or not len(seqs):
+            return np.empty(0, dtype=np.int64)
+        places = np.searchsorted(self.seqs, seqs)
+        places[places == self.used] = 0
+        return np.asarray(places[self.seqs[places] == seqs])
+
+    def kill(self, seqs: NDArray[np.int64]) -> int:
+        places = self.places(seqs)
+        self._rows[places] = np.nan
+        self.dead += len(places)
+        if self.dead * 2 > self.used:
+            live = ~np.isnan(self.rows[:, 0])
+            self._resize(max(int(live.sum()), min(_FIRST_ROWS, self.most)), live)
+            self.dead = 0
+        return len(places)
+
+
+class FlatRows:
+    """Exact inner-product search over rows that come in the order of their seqs. Not locked: see `CollectionIndex`."""
+
+    def __init__(self, dim: int, block_bytes: int = _BLOCK_BYTES) -> None:
         self.dim = dim
-        self.seq = 0
-        self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
-        self._void: set[int] = set()  # rows that are still stored but no longer live
-        self._lock = Lock()
+        self._block_rows = max(block_bytes // (4 * dim), 1)
+        self._blocks: list[_Block] = []
+        self._last_seq = 0
 
     def __len__(self) -> int:
-        return int(self._index.ntotal) - len(self._void)
+        return sum(block.used - block.dead for block in self._blocks)
 
-    def apply(self, seqs: NDArray[np.int64], vectors: NDArray[np.float32], void: NDArray[np.int64], head: int) -> None:
-        """Replay a stretch of the log: add (N, D) vectors under (N,) seqs, then drop the rows that it made void."""
+    def append(self, seqs: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+        """Add (N, D) vectors under (N,) ascending seqs, all newer than what is here."""
         assert vectors.shape == (len(seqs), self.dim)
-        with self._lock:
-            if len(seqs):
-                self._index.add_with_ids(np.ascontiguousarray(vectors, dtype=np.float32), seqs)
-            self._void.update(void.tolist())
-            if len(self._void) >= _REMOVE_TOGETHER:
-                void_ids = np.fromiter(self._void, dtype=np.int64, count=len(self._void))
-                self._index.remove_ids(faiss.IDSelectorBatch(void_ids))
-                self._void.clear()
-            self.seq = head
+        if not len(seqs):
+            return
+        assert seqs[0] > self._last_seq
+        assert (np.diff(seqs) > 0).all()
+        self._last_seq = int(seqs[-1])
+        while len(seqs):
+            if not self._blocks or self._blocks[-1].used == self._blocks[-1].most:
+                self._blocks.append(_Block(self.dim, self._block_rows))
+            taken = self._blocks[-1].append(seqs, vectors)
+            seqs, vectors = seqs[taken:], vectors[taken:]
 
-    def search(self, queries: NDArray[np.float32], k: int) -> list[list[tuple[int, float]]]:
-        """The k nearest live rows for each of (N, D) queries: (seq, cosine), best first, ties by the older row."""
-        with self._lock:
-            # Void rows are few (see above), so asking for that many more and dropping them is exact and needs no
-            # selector, which would cost a look-up for every stored vector.
-            wanted = min(k + len(self._void), int(self._index.ntotal))
-            if wanted == 0:
-                return [[] for _ in queries]
-            scores, seqs = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), wanted)
-            void = self._void.copy()
-        hits = []
-        for row_seqs, row_scores in zip(seqs.tolist(), np.clip(scores, -1.0, 1.0).tolist(), strict=True):
-            found = zip(row_seqs, row_scores, strict=True)
-            live = [(seq, score) for seq, score in found if seq >= 0 and seq not in void]
-            hits.append(sorted(live, key=lambda hit: (-hit[1], hit[0]))[:k])
-        return hits
+    def kill(self, seqs: NDArray[np.int64]) -> int:
+        """Forget rows; how many of them were here. No seq may be given twice."""
+        killed = sum(block.kill(seqs) for block in self._blocks)
+        self._blocks = [block for block in self._blocks if block.used]
+        return killed
+
+    def live_seqs(self) -> NDArray[np.int64]:
+        parts = [block.seqs[~np.isnan(block.rows[:, 0])] for block in self._blocks]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+    def get(self, seqs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Those of the ascending seqs that are live here, and their vectors."""
+        found_seqs, found_rows = [np.empty(0, dtype=np.int64)], [np.empty((0, self.dim), dtype=np.float32)]
+        for block in self._blocks:
+            places = block.places(seqs)
+            places = places[~np.isnan(block.rows[places, 0])]
+            found_seqs.append(block.seqs[places])
+            found_rows.append(block.rows[places])
+        return np.concatenate(found_seqs), np.concatenate(found_rows)
+
+    def search(self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.int64] | None = None) -> Found:
+        """The k best rows for each of (N, D) queries: scores and seqs, (N, ≤ k), best first, ties by the older row.
+
+        Where there are fewer than k, the seq is -1. ``allowed``: ascending seqs; no other row is found.
+        """
+        parts = [self._search_block(block, queries, k, allowed) for block in self._blocks]
+        if not parts:
+            return np.empty((len(queries), 0), dtype=np.float32), np.empty((len(queries), 0), dtype=np.int64)
+        scores, seqs = (np.concatenate(columns, axis=1) for columns in zip(*parts, strict=True))
+        return best(scores, seqs, k)
+
+    def _search_block(
+        self, block: _Block, queries: NDArray[np.float32], k: int, allowed: NDArray[np.int64] | None
+    ) -> Found:
+        places = None if allowed is None else block.places(allowed)
+        count = block.used if places is None else len(places)
+        wanted = min(k + _MARGIN, count)
+        if not wanted:
+            return np.empty((len(queries), 0), dtype=np.float32), np.empty((len(queries), 0), dtype=np.int64)
+        if places is None:
+            _, found = faiss.knn(queries, block.rows, wanted, metric=faiss.METRIC_INNER_PRODUCT)
+        elif len(queries) >= _FEW_QUERIES or count * 8 < block.used:
+            _, found = faiss.knn(queries, block.rows[places], wanted, metric=faiss.METRIC_INNER_PRODUCT)
+            found = np.where(found >= 0, places[found], -1)
+        else:
+            found = _search_members(queries, block.rows, wanted, places)
+        scores = _cosines(queries, block.rows, found)
+        if wanted < count:
+            self._look_for_ties(block, queries, scores, found, places, k)
+        return scores, np.where(found >= 0, block.seqs[found], -1)
+
+    def _look_for_ties(
+        self,
+        block: _Block,
+        queries: NDArray[np.float32],
+        scores: NDArray[np.float32],
+        found: NDArray[np.int64],
+        places: NDArray[np.int64] | None,
+        k: int,
+    ) -> None:
+        """Where what was asked for beyond k still ties with the k-th, more rows may: look at all of them."""
+        lowest = scores.min(axis=1)
+        kth = -np.partition(-scores, k - 1, axis=1)[:, k - 1]
+        for row in np.flatnonzero((lowest > -np.inf) & (kth - lowest <= _ROUNDING)):
+            at = np.arange(block.used) if places is None else places
+            exact = np.round(np.einsum("d,kd->k", queries[row], block.rows[at]), 6)
+            exact[np.isnan(exact)] = -np.inf
+            order = np.lexsort((at, -exact))[: scores.shape[1]]
+            scores[row], found[row] = exact[order], at[order]
+
+
+def _cosines(queries: NDArray[np.float32], rows: NDArray[np.float32], found: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The (N, M) cosines of what was found, -inf where nothing was.
+
+    By one kernel for every row: faiss's round differently by a row's place, and equal vectors must score alike.
+    """
+    scores = np.empty(found.shape, dtype=np.float32)
+    together = max(_GATHER_BYTES // (4 * rows.shape[1] * max(found.shape[1], 1)), 1)
+    for at in range(0, len(queries), together):
+        part = slice(at, at + together)
+        scores[part] = np.einsum("nd,nkd->nk", queries[part], rows[found[part]])
+    scores = np.round(scores, 6)
+    scores[found < 0] = -np.inf
+    return scores
+
+
+def _search_members(
+    queries: NDArray[np.float32], rows: NDArray[np.float32], k: int, places: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """`faiss.knn` over some of the rows, by a bitmap of their places: (N, k) places, -1 where there are fewer."""
+    members = np.zeros(len(rows), dtype=np.bool_)
+    members[places] = True
+    bitmap = np.packbits(members, bitorder="little")
+    selector = faiss.IDSelectorBitmap(len(bitmap), faiss.swig_ptr(bitmap))
+    queries = np.ascontiguousarray(queries)
+    scores = np.empty((len(queries), k), dtype=np.float32)
+    found = np.empty((len(queries), k), dtype=np.int64)
+    faiss.knn_inner_product(
+        faiss.swig_ptr(queries), faiss.swig_ptr(rows), rows.shape[1], len(queries), len(rows), k,
+        faiss.swig_ptr(scores), faiss.swig_ptr(found), selector,
+    )  # fmt: skip
+    return found
+
+
+def best(scores: NDArray[np.float32], seqs: NDArray[np.int64], k: int) -> Found:
+    """The k best of each row of (N, M) scores, best first, ties by the older seq."""
+    order = np.lexsort((seqs, -scores), axis=-1)[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(seqs, order, axis=1)
