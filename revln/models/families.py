@@ -44,9 +44,19 @@ def _transformers(card: str, code: str, *model_types: str) -> Family:
     return Family(f"revln.models.{card}", f"revln.models.{code}", frozenset(model_types))
 
 
+def _dual_encoder(*model_types: str) -> Family:
+    return _transformers("dual_encoder_card:describe", "dual_encoder:load", *model_types)
+
+
 # Where a model type stands twice, "auto" takes the family of that name, else the first.
 FAMILIES: dict[str, Family] = {
     "revln": Family("revln.models.revln_card:describe_checkpoint", "revln.models.revln_family:load_checkpoint"),
+    "clip": _dual_encoder("clip"),
+    # SigLIP 2 of fixed resolution is published as the architecture SigLIP, NaFlex as its own.
+    "siglip": _dual_encoder("siglip", "siglip2"),
+    "siglip2": _dual_encoder("siglip2", "siglip"),
+    "chinese-clip": _dual_encoder("chinese_clip"),
+    "align": _dual_encoder("align"),
 }
 
 

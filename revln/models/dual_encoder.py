@@ -1,0 +1,99 @@
+"""Dual encoders of transformers as Models: CLIP, SigLIP, SigLIP 2 (NaFlex too), Chinese-CLIP, ALIGN.
+
+Radford et al., ICML 2021 (CLIP); Zhai et al., ICCV 2023 (SigLIP); Tschannen et al., arXiv:2502.14786 (SigLIP 2); Yang
+et al., arXiv:2211.01335 (Chinese-CLIP); Jia et al., ICML 2021 (ALIGN). Everything is the library's: processor,
+tokenizer, ``get_image_features``, ``get_text_features``; only the unit norm is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+from revln.errors import ModelUnavailable
+from revln.models.base import ModelInfo, Operation
+from revln.models.checkpoint import Checkpoint
+from revln.models.text_batch import TextReader
+from revln.models.transformers_common import DTYPES, load_part, load_weights, max_batch, to_device
+
+__all__ = ["DualEncoder", "load"]
+
+# Trained on texts padded to the end without a mask: padding is part of what the model expects to see.
+_PADDED_TO_THE_END = frozenset({"siglip", "siglip2"})
+
+
+class DualEncoder:
+    """Implements revln.models.base.Model. ``forward`` belongs to one thread; the rest is thread-safe."""
+
+    def __init__(self, info: ModelInfo, net: Any, pictures: Any, texts: TextReader, device: str, dtype: str) -> None:
+        self.info = info
+        self.device = device
+        self.dtype = dtype
+        self._net = net
+        self._pictures = pictures
+        self._texts = texts
+
+    def prepare(self, operation: Operation, item: Any) -> Mapping[str, Any]:
+        if operation is Operation.EMBED_TEXT:
+            return self._texts.read(cast(str, item))
+        return dict(self._pictures(images=cast(Image.Image, item), return_tensors="pt"))
+
+    def merge_key(self, operation: Operation, prepared: Mapping[str, Any]) -> Hashable:
+        # A processor that does not resize gives pictures of several shapes; they cannot share a tensor.
+        return None if operation is Operation.EMBED_TEXT else tuple(tuple(t.shape) for t in prepared.values())
+
+    def collate(self, operation: Operation, batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """One batch of tensors on the device, on its way there while the device still runs the one before."""
+        if operation is Operation.EMBED_TEXT:
+            joined = self._texts.pad(batch)
+        else:
+            joined = {name: torch.cat([item[name] for item in batch]) for name in batch[0]}
+        return to_device(joined, self.device, DTYPES[self.dtype])
+
+    @torch.inference_mode()
+    def forward_collated(self, operation: Operation, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        get = self._net.get_text_features if operation is Operation.EMBED_TEXT else self._net.get_image_features
+        features = _pooled(get(**inputs))  # (B, D)
+        return list(F.normalize(features.float(), dim=-1).cpu())
+
+    def forward(self, operation: Operation, batch: Sequence[Any]) -> Sequence[Tensor]:
+        return self.forward_collated(operation, self.collate(operation, batch))
+
+    def finish(self, operation: Operation, raw: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:  # noqa: ARG002
+        return raw.numpy().astype(np.float32, copy=False)
+
+    def max_batch(self, operation: Operation) -> int:  # noqa: ARG002
+        return max_batch(self.device)
+
+
+def load(info: ModelInfo, checkpoint: Checkpoint, device: str, dtype: str) -> DualEncoder:
+    """The family's entry in `revln.models.families`.
+
+    Raises:
+        ModelUnavailable: a file is missing or damaged, or the weights do not fit.
+    """
+    pictures = load_part(AutoImageProcessor, checkpoint)
+    tokenizer = load_part(AutoTokenizer, checkpoint)
+    net = load_weights(AutoModel, checkpoint, device, dtype)
+    if not hasattr(net, "get_image_features"):
+        raise ModelUnavailable(
+            f"{checkpoint.source} is a {type(net).__name__}, not a dual encoder of family {info.family}."
+        )
+    texts = TextReader(
+        tokenizer,
+        positions=net.config.text_config.max_position_embeddings,
+        to_the_end=net.config.model_type in _PADDED_TO_THE_END,
+    )
+    return DualEncoder(info, net, pictures, texts, device, dtype)
+
+
+def _pooled(features: Any) -> Tensor:
+    """transformers 5 answers with the tower's outputs, whose pooled one is the feature; before, with the tensor."""
+    return cast(Tensor, features if isinstance(features, Tensor) else features.pooler_output)
