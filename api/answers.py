@@ -130,6 +130,7 @@ class CollectionItem(_Answer):
     text: str | None
     metadata: dict[str, Any]
     image: ImageOf | None
+    vector_b64: str | None = None
 
 
 class CollectionPage(_Answer):

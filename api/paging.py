@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from api.problems import invalid
-from revln.jobs.schemas import is_storable
+from revln.jobs.text import is_storable
 
 __all__ = ["decode_cursor", "encode_cursor"]
 

@@ -212,4 +212,5 @@ def _pointer(error: Any, body: Any) -> str:
         if inside or (error["type"] == "missing" and number == len(steps) - 1):
             pointer += "/" + str(step).replace("~", "~0").replace("/", "~1")
             value = value[step] if inside else None
-    return pointer
+    # A filter is read as one value; where in it something is wrong, its reader knows.
+    return pointer + (error["ctx"]["pointer"] if error["type"] == "filter" else "")

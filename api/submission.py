@@ -20,6 +20,7 @@ from revln.db.jobs import Job, count_open_items, drain_rate
 from revln.db.submit import NewChunk, NewJob, find_by_key, submit_job
 from revln.errors import FingerprintMismatch, ItemNotFound, NotFound
 from revln.jobs.kinds import KINDS, JobKind, queue_name
+from revln.jobs.search_schemas import AUTO, NO_MATCH_SCORE
 from revln.models.base import ModelInfo
 
 __all__ = ["submit"]
@@ -44,6 +45,8 @@ def submit(state: ApiState, body: SubmitBody, idempotency_key: str | None) -> tu
         if known := find_by_key(connection, idempotency_key, request_sha256):
             return known, False
     info, collection = _model_and_collection(state, body.model, parameters)
+    if parameters.get("min_score") == AUTO and info.match_min_score is None:
+        raise invalid("/input/min_score", NO_MATCH_SCORE.format(info.name))
     items = parameters.pop(kind.items_field, None) or parameters.pop("ids", None)
     source = parameters.get(kind.source_field)
     if items is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from revln.db.jobs import Job
 from revln.jobs.state import JobStatus
 from revln.settings import Settings
 
-__all__ = ["collection_view", "etag", "job_view", "matches", "result_view", "timestamp"]
+__all__ = ["collection_view", "etag", "item_view", "job_view", "matches", "result_view", "timestamp"]
 
 
 def timestamp(seconds: float | None) -> str | None:
@@ -88,6 +89,19 @@ def collection_view(collection: Collection) -> dict[str, Any]:
         "metadata": collection.metadata,
         "created_at": timestamp(collection.created_at),
         "updated_at": timestamp(collection.updated_at),
+    }
+
+
+def item_view(row: dict[str, Any]) -> dict[str, Any]:
+    """A collection's item; with its vector if that was read."""
+    vector = {"vector_b64": base64.b64encode(row["vector"]).decode()} if "vector" in row else {}
+    return {
+        "id": row["item_id"],
+        "seq": row["seq"],
+        "text": row["text"],
+        "metadata": row["metadata"] or {},
+        "image": {"sha256": row["image_sha256"]} if row["image_sha256"] else None,
+        **vector,
     }
 
 

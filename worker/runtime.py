@@ -17,6 +17,7 @@ from revln.images import ImageLimits
 from revln.jobs.kinds import Priority
 from revln.models.registry import ModelCatalog
 from revln.settings import Settings
+from worker.filters import FilterCache
 from worker.indexes import IndexCache
 from worker.isolation import Isolation
 from worker.leases import LeaseKeeper
@@ -49,6 +50,7 @@ class Runtime:
         self.catalog = ModelCatalog(settings.models, settings.default_model)
         self.models = LoadedModels(settings, self.catalog)
         self.indexes = IndexCache(self.db)
+        self.filters = FilterCache(self.db)
         self.dispatcher = Dispatcher(settings, self.db)
         threads = settings.prepare_threads or settings.cores
         # One for each priority: an interactive query must not stand in line behind a thousand pictures to be decoded.

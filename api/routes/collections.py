@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
@@ -12,9 +13,10 @@ from api.answers import CollectionAnswer, CollectionPage, CollectionsAnswer
 from api.paging import decode_cursor, encode_cursor
 from api.problems import invalid
 from api.state import State
-from api.views import collection_view
+from api.views import collection_view, item_view
 from revln.db import collections as db_collections
 from revln.errors import NotFound
+from revln.jobs.filters import Filter, FilterError, parse_filter
 from revln.jobs.schemas import CollectionName, Metadata
 
 __all__ = ["router"]
@@ -79,24 +81,35 @@ def delete(name: Name, state: State) -> Response:
 def items(
     name: Name,
     state: State,
-    limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
     cursor: str | None = None,
-) -> dict[str, Any]:
+    filter: Annotated[str | None, Query(description="A filter as JSON, see docs/search.md.")] = None,
+    vectors: Annotated[bool, Query(description="With each item's vector: float32, little-endian, in base64.")] = False,
+) -> Response:
     position = decode_cursor(cursor, str)
+    wanted = _filter(filter)
     with state.db.read() as connection:
         collection = db_collections.get_collection(connection, name)
-        found = db_collections.list_items(connection, collection.id, limit + 1, position[0] if position else None)
+        found = db_collections.list_items(
+            connection,
+            collection.id,
+            limit + 1,
+            position[0] if position else None,
+            wanted=wanted,
+            with_vectors=vectors,
+        )
     page = found[:limit]
-    return {
-        "items": [
-            {
-                "id": row["item_id"],
-                "seq": row["seq"],
-                "text": row["text"],
-                "metadata": row["metadata"] or {},
-                "image": {"sha256": row["image_sha256"]} if row["image_sha256"] else None,
-            }
-            for row in page
-        ],
-        "next_cursor": encode_cursor([page[-1]["item_id"]]) if len(found) > limit else None,
-    }
+    more = encode_cursor([page[-1]["item_id"]]) if len(found) > limit else None
+    # Not through a model: a page of vectors is long, and this route already runs in a thread of its own.
+    return JSONResponse({"items": [item_view(row) for row in page], "next_cursor": more})
+
+
+def _filter(given: str | None) -> Filter | None:
+    if given is None:
+        return None
+    try:
+        return parse_filter(json.loads(given))
+    except FilterError as err:
+        raise invalid(f"/filter{err.pointer}", err.detail) from err
+    except (ValueError, RecursionError) as err:
+        raise invalid("/filter", 'not JSON, as in {"year": {"gte": 2020}}') from err

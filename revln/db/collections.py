@@ -20,8 +20,10 @@ from uuid_utils.compat import uuid7
 
 from revln.db import tables
 from revln.db.engine import Database, db_now
+from revln.db.filters import filter_clause
 from revln.db.upsert import insert_or_update
 from revln.errors import Conflict, NotFound
+from revln.jobs.filters import Filter
 
 __all__ = [
     "Collection",
@@ -34,8 +36,11 @@ __all__ = [
     "item_vectors",
     "list_collections",
     "list_items",
+    "live_seqs",
+    "matching_seqs",
     "read_log",
     "rows_by_seq",
+    "vectors_by_seq",
 ]
 
 _IN_BATCH = 500  # values in one IN (…); SQLite's own limit is far higher, its planner is happier here
@@ -152,7 +157,7 @@ def append_log(connection: Connection, collection_id: str, entries: Sequence[Log
     if head is None:
         raise NotFound("The collection was deleted while the job ran.")
     seq, count = int(head.head_seq), int(head.live)
-    live = _live_seqs(connection, collection_id, [entry.item_id for entry in entries])
+    live = live_seqs(connection, collection_id, [entry.item_id for entry in entries])
     now = connection.scalar(select(db_now()))
     rows: list[dict[str, Any]] = []
     seqs: list[int | None] = []
@@ -191,7 +196,8 @@ def append_log(connection: Connection, collection_id: str, entries: Sequence[Log
     return seqs
 
 
-def _live_seqs(connection: Connection, collection_id: str, item_ids: Sequence[str]) -> dict[str, int | None]:
+def live_seqs(connection: Connection, collection_id: str, item_ids: Sequence[str]) -> dict[str, int | None]:
+    """The row of the log that holds each item now; ids that are not there are left out."""
     columns = tables.items.c
     live: dict[str, int | None] = {}
     unique = list(dict.fromkeys(item_ids))
@@ -252,6 +258,44 @@ def rows_by_seq(connection: Connection, collection_id: str, seqs: Sequence[int])
     return found
 
 
+def vectors_by_seq(connection: Connection, collection_id: str, seqs: Sequence[int]) -> dict[int, bytes]:
+    """The stored vectors of rows of the log; rows that are not there are left out."""
+    columns = tables.vectors.c
+    found: dict[int, bytes] = {}
+    unique = list(dict.fromkeys(seqs))
+    for start in range(0, len(unique), _IN_BATCH):
+        query = select(columns.seq, columns.vector).where(
+            columns.collection_id == collection_id, columns.seq.in_(unique[start : start + _IN_BATCH])
+        )
+        found.update({row.seq: row.vector for row in connection.execute(query)})
+    return found
+
+
+def matching_seqs(
+    connection: Connection, collection_id: str, wanted: Filter, after_seq: int
+) -> tuple[NDArray[np.int64], int]:
+    """The rows past ``after_seq`` whose metadata passes, in order, void ones included; and the last row looked at.
+
+    What a row of the log says never changes, so whoever keeps the answer need only ask for the rows that came since.
+    """
+    columns = tables.vectors.c
+    head = connection.scalar(select(tables.collections.c.head_seq).where(tables.collections.c.id == collection_id))
+    if head is None:
+        return np.empty(0, dtype=np.int64), after_seq
+    query = (
+        select(columns.seq)
+        .where(
+            columns.collection_id == collection_id,
+            columns.seq > after_seq,
+            columns.seq <= head,
+            columns.op == "upsert",
+            filter_clause(wanted, columns.metadata, connection),
+        )
+        .order_by(columns.seq)
+    )
+    return np.fromiter(connection.execution_options(yield_per=10_000).scalars(query), dtype=np.int64), int(head)
+
+
 def item_vectors(connection: Connection, collection_id: str, item_ids: Sequence[str]) -> dict[str, bytes]:
     """The live vectors of items by id; ids that are not there are left out."""
     vectors, items = tables.vectors.c, tables.items.c
@@ -271,12 +315,19 @@ def item_vectors(connection: Connection, collection_id: str, item_ids: Sequence[
 
 
 def list_items(
-    connection: Connection, collection_id: str, limit: int, after_id: str | None = None
+    connection: Connection,
+    collection_id: str,
+    limit: int,
+    after_id: str | None = None,
+    *,
+    wanted: Filter | None = None,
+    with_vectors: bool = False,
 ) -> list[dict[str, Any]]:
     """Live items in the order of their ids, a page at a time."""
     vectors, items = tables.vectors.c, tables.items.c
+    shown = [items.item_id, items.seq, vectors.text, vectors.metadata, vectors.image_sha256]
     query = (
-        select(items.item_id, items.seq, vectors.text, vectors.metadata, vectors.image_sha256)
+        select(*shown, *([vectors.vector] if with_vectors else []))
         .join(tables.vectors, (vectors.collection_id == items.collection_id) & (vectors.seq == items.seq))
         .where(items.collection_id == collection_id)
         .order_by(items.item_id)
@@ -284,4 +335,6 @@ def list_items(
     )
     if after_id is not None:
         query = query.where(items.item_id > after_id)
+    if wanted is not None:
+        query = query.where(filter_clause(wanted, vectors.metadata, connection))
     return [dict(row._mapping) for row in connection.execute(query)]

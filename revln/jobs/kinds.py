@@ -18,9 +18,8 @@ from revln.jobs.schemas import (
     EmbedResult,
     IndexInput,
     IndexResult,
-    SearchInput,
-    SearchResult,
 )
+from revln.jobs.search_schemas import SearchInput, SearchResult
 
 __all__ = ["KINDS", "JobKind", "Priority", "all_queues", "queue_name"]
 

@@ -8,8 +8,6 @@ manifest.
 from __future__ import annotations
 
 import json
-import math
-import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -17,57 +15,46 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Discriminator,
     Field,
     JsonValue,
-    Tag,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
+
+from revln.jobs.filters import FilterError, parse_filter
+from revln.jobs.text import storable
 
 __all__ = [
     "CaptionInput",
     "CaptionItem",
     "CaptionResult",
+    "CollectionName",
     "EmbedInput",
     "EmbedResult",
+    "FilterJson",
+    "ImageHandle",
     "ImageRef",
     "IndexInput",
     "IndexResult",
     "Item",
+    "ItemFailure",
+    "ItemId",
     "ItemsInput",
     "ManifestRef",
     "Metadata",
-    "Query",
-    "QueryPart",
-    "SearchInput",
-    "SearchResult",
-    "is_storable",
+    "Strict",
+    "Text",
+    "refuse_blank",
 ]
 
 MAX_TEXT_CHARS = 20_000  # about 4,000 words; a text encoder reads a few dozen and says so in its model card
 MAX_INLINE_ITEMS = 10_000  # above that, send a manifest: one request stays under the body limit
 MAX_ID_CHARS = 512
-MAX_K = 1_000
-MAX_QUERIES = 1_000
-MAX_HITS = 100_000  # k times queries: every hit carries its item's text and metadata
 MAX_METADATA_KEYS = 64
 MAX_METADATA_BYTES = 16_384  # as JSON; it travels with every hit and every listing
 MAX_METADATA_DEPTH = 16
-
-# NUL, and halves of surrogate pairs: PostgreSQL keeps neither.
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-
-
-def is_storable(text: str) -> bool:
-    """Whether every database can keep this text."""
-    return not _UNSTORABLE.search(text)
-
-
-def _storable(text: str) -> str:
-    if found := _UNSTORABLE.search(text):
-        raise ValueError(f"character {found.start()} is U+{ord(found[0]):04X}, which cannot be stored; remove it")
-    return text
+MAX_METADATA_INTEGER = 10**300  # filters compare numbers as 64-bit floats
 
 
 def _small(metadata: Any) -> Any:
@@ -82,7 +69,9 @@ def _small(metadata: Any) -> Any:
 
 def _check_json(value: Any, depth_left: int) -> None:
     if isinstance(value, str):
-        _storable(value)
+        storable(value)
+    elif isinstance(value, int) and abs(value) > MAX_METADATA_INTEGER:
+        raise ValueError("an integer of more than 300 digits in the metadata; send it as a text")
     elif isinstance(value, dict | list):
         if not depth_left:
             raise ValueError(f"metadata nested more than {MAX_METADATA_DEPTH} deep; flatten it")
@@ -91,27 +80,42 @@ def _check_json(value: Any, depth_left: int) -> None:
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="Lower-case hexadecimal SHA-256.")]
-Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS), AfterValidator(_storable)]
-ItemId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS), AfterValidator(_storable)]
+Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS), AfterValidator(storable)]
+ItemId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS), AfterValidator(storable)]
 CollectionName = Annotated[
     str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="Lower-case letters, digits, '-' and '_'.")
 ]
 Metadata = Annotated[dict[str, JsonValue], Field(max_length=MAX_METADATA_KEYS), BeforeValidator(_small)]
 
 
+def _filter(raw: Any) -> Any:
+    try:
+        parse_filter(raw)
+    except FilterError as err:
+        # The API adds the pointer to the field's own.
+        raise PydanticCustomError("filter", "{detail}", {"detail": err.detail, "pointer": err.pointer}) from err
+    return raw
+
+
+FilterJson = Annotated[
+    dict[str, Any],
+    BeforeValidator(_filter),
+    Field(description="A filter on the items' metadata, see docs/search.md.", examples=[{"year": {"gte": 2020}}]),
+]
+
 _SHA = "0f" * 32  # stands for an uploaded picture or manifest in the examples
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     """Refuses unknown fields, NaN and the infinities."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
-class ImageRef(_Strict):
+class ImageRef(Strict):
     """A picture: exactly one of its URL, the SHA-256 of uploaded bytes, or the bytes in base64."""
 
-    url: Annotated[str, Field(max_length=4_096), AfterValidator(_storable)] | None = None
+    url: Annotated[str, Field(max_length=4_096), AfterValidator(storable)] | None = None
     sha256: Sha256 | None = None
     base64: str | None = None
 
@@ -123,7 +127,7 @@ class ImageRef(_Strict):
         return self
 
 
-class Item(_Strict):
+class Item(Strict):
     """One thing to work on. With both image and text, the vector is the image's and the text is its caption."""
 
     id: ItemId | None = None
@@ -134,7 +138,7 @@ class Item(_Strict):
     @field_validator("text")
     @classmethod
     def _not_blank(cls, text: str | None) -> str | None:
-        return _refuse_blank(text)
+        return refuse_blank(text)
 
     @model_validator(mode="after")
     def _some_content(self) -> Self:
@@ -143,13 +147,13 @@ class Item(_Strict):
         return self
 
 
-class ManifestRef(_Strict):
+class ManifestRef(Strict):
     """An uploaded JSON-lines file of items (`POST /v1/manifests`), for jobs of any length."""
 
     sha256: Sha256
 
 
-class ItemsInput(_Strict):
+class ItemsInput(Strict):
     """Items in the body, or in an uploaded manifest."""
 
     items: Annotated[list[Item], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None
@@ -170,7 +174,7 @@ class EmbedInput(ItemsInput):
     )
 
 
-class IndexInput(_Strict):
+class IndexInput(Strict):
     """Change a collection: upsert items (the user's id replaces), or delete by ids."""
 
     model_config = ConfigDict(
@@ -201,85 +205,6 @@ class IndexInput(_Strict):
         return self
 
 
-class QueryPart(_Strict):
-    """One part of a query: a text, an image, the id of an indexed item, or a vector; ``weight`` may be negative."""
-
-    text: Text | None = None
-    image: ImageRef | None = None
-    id: ItemId | None = None
-    vector: Annotated[list[float], Field(min_length=1, max_length=16_384)] | None = None
-    weight: Annotated[float, Field(ge=-100, le=100)] = 1.0
-
-    @field_validator("text")
-    @classmethod
-    def _not_blank(cls, text: str | None) -> str | None:
-        return _refuse_blank(text)
-
-    @field_validator("weight")
-    @classmethod
-    def _not_nothing(cls, weight: float) -> float:
-        if weight == 0:
-            raise ValueError("a weight of 0 leaves the part out; remove it instead")
-        return weight
-
-    @field_validator("vector")
-    @classmethod
-    def _finite_and_not_zero(cls, vector: list[float] | None) -> list[float] | None:
-        if vector is None:
-            return None
-        # hypot does not overflow, but the squares of whoever normalises it would: 1e200 squared is infinite.
-        norm = math.hypot(*vector)
-        if not 1e-12 <= norm <= 1e100:
-            raise ValueError(f"a vector needs a norm between 1e-12 and 1e100; this one's is {norm:g}: scale it")
-        return vector
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        given = [name for name in ("text", "image", "id", "vector") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"a query part needs exactly one of text, image, id, vector; got {' and '.join(given) or 'none'}"
-            )
-        return self
-
-
-# Told apart by their JSON type, so that an error speaks of the one that was meant. The tags stand in an error's
-# location; the parentheses mark them as no step into the body.
-Query = Annotated[
-    Annotated[QueryPart, Tag("(part)")]
-    | Annotated[list[QueryPart], Field(min_length=1, max_length=32), Tag("(parts)")],
-    Discriminator(lambda value: "(parts)" if isinstance(value, list) else "(part)"),
-]
-
-
-class SearchInput(_Strict):
-    """Find the ``k`` nearest items of a collection for each query; scores are cosines in [-1, 1]."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "collection": "holiday",
-                    "queries": [{"text": "a dog"}, [{"id": "dsc-1"}, {"text": "snow", "weight": -0.5}]],
-                    "k": 5,
-                }
-            ]
-        }
-    )
-
-    collection: CollectionName
-    queries: Annotated[list[Query], Field(min_length=1, max_length=MAX_QUERIES)]
-    k: Annotated[int, Field(ge=1, le=MAX_K)] = 10
-    min_score: Annotated[float, Field(ge=-1, le=1)] | None = None
-
-    @model_validator(mode="after")
-    def _few_hits(self) -> Self:
-        if (hits := self.k * len(self.queries)) > MAX_HITS:
-            raise ValueError(f"{len(self.queries)} queries of k={self.k} may have {hits:,} hits; at most {MAX_HITS:,} "
-                             "fit in one job: submit several")  # fmt: skip
-        return self
-
-
 class CaptionItem(Item):
     """A picture to be described."""
 
@@ -297,12 +222,21 @@ class CaptionInput(ItemsInput):
 
     items: Annotated[list[CaptionItem], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None  # type: ignore[assignment]
     collection: CollectionName | None = None
+    filter: FilterJson | None = None
     neighbors: Annotated[int, Field(ge=1, le=16)] = 4
     num_beams: Annotated[int, Field(ge=1, le=16)] = 3
     num_captions: Annotated[int, Field(ge=1, le=16)] = 1
     max_new_tokens: Annotated[int, Field(ge=1, le=64)] = 24
     temperature: Annotated[float, Field(ge=0, le=5)] = 0.0
-    prompt: Annotated[str, Field(max_length=200), AfterValidator(_storable)] = ""
+    prompt: Annotated[str, Field(max_length=200), AfterValidator(storable)] = ""
+
+    @model_validator(mode="after")
+    def _something_to_filter(self) -> Self:
+        if self.filter is not None and self.collection is None:
+            raise ValueError(
+                "a filter chooses among a collection's items; name the collection, or leave the filter out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _enough_beams(self) -> Self:
@@ -314,7 +248,7 @@ class CaptionInput(ItemsInput):
         return self
 
 
-def _refuse_blank(text: str | None) -> str | None:
+def refuse_blank(text: str | None) -> str | None:
     if text is not None and not text.strip():
         raise ValueError("a text needs at least one character that is not white space")
     return text
@@ -362,27 +296,6 @@ class IndexResult(BaseModel):
 
 class ImageHandle(BaseModel):
     sha256: str
-
-
-class Hit(BaseModel):
-    id: str
-    score: float
-    text: str | None = None
-    metadata: dict[str, Any] = Field(default_factory=dict)
-    image: ImageHandle | None = None
-
-
-class QueryResult(BaseModel):
-    query: int
-    hits: list[Hit] | None = None
-    error: ItemFailure | None = None
-
-
-class SearchResult(BaseModel):
-    results: list[QueryResult]
-    total: int
-    collection: str
-    seq: int
 
 
 class CaptionText(BaseModel):

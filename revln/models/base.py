@@ -8,7 +8,7 @@ This module imports neither torch nor transformers, so that the API can read a m
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
@@ -43,6 +43,8 @@ class ModelInfo:
     image_size: int  # pixels on the shorter side that `prepare` needs; lets JPEGs be decoded at reduced size
     parameters: int | None = None
     license: str | None = None
+    # Least cosine to an item that is a match at all, for a query by "text" and by "image"; None: not calibrated.
+    match_min_score: Mapping[str, float] | None = None
     joint_fingerprint: str | None = None
 
     def fingerprint_of(self, operation: Operation) -> str:

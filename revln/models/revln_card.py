@@ -58,6 +58,8 @@ class RevlnConfig:
     evidence_tokens: int = 20
     prefix_tokens: int = 32
     license: str = "not stated by whoever trained it"
+    # Least cosine to an item that is a match at all, for a query by "text" and by "image". Training measures it.
+    match_min_score: dict[str, float] | None = None
 
     @property
     def max_new_tokens(self) -> int:
@@ -135,4 +137,5 @@ def describe(name: str, folder: Path) -> ModelInfo:
         image_size=config.image_size,
         parameters=count_parameters(read_header(_need(folder, WEIGHTS_FILE))),
         license=config.license,
+        match_min_score=config.match_min_score,
     )

@@ -14,7 +14,7 @@ from api.app import create_app
 from api.requests import JobRequest
 from revln import errors
 from revln.errors import RevlnError
-from revln.jobs import schemas
+from revln.jobs import schemas, search_schemas
 from revln.jobs.kinds import KINDS
 from revln.settings import ENV_PREFIX, Settings
 
@@ -61,9 +61,9 @@ def test_every_setting_that_the_documentation_names_exists_and_its_limits_are_th
         assert name.lower() in Settings.model_fields, name
     for limit in (
         schemas.MAX_INLINE_ITEMS,
-        schemas.MAX_QUERIES,
-        schemas.MAX_K,
-        schemas.MAX_HITS,
+        search_schemas.MAX_QUERIES,
+        search_schemas.MAX_K,
+        search_schemas.MAX_HITS,
         schemas.MAX_TEXT_CHARS,
         schemas.MAX_ID_CHARS,
         schemas.MAX_METADATA_KEYS,

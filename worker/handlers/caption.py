@@ -13,8 +13,8 @@ from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Operatio
 from worker.context import Context, Done, Outcome, parse_items
 from worker.embedding import Content, embed, image_bytes, item_contents
 from worker.handlers.index import open_collection
-from worker.handlers.search import nearest
 from worker.models import LoadedModel
+from worker.nearest import Wanted, nearest
 
 __all__ = ["run_caption"]
 
@@ -58,9 +58,9 @@ def _evidence(context: Context, loaded: LoadedModel, contents: list[Content | It
         return [() for _ in contents]
     collection = open_collection(context)
     vectors = embed(context, loaded, contents)
-    good = [vector for vector in vectors if not isinstance(vector, ItemError)]
+    good = [Wanted(vector) for vector in vectors if not isinstance(vector, ItemError)]
     wanted = int(context.input["neighbors"])
-    hits, _ = nearest(context, collection, good, wanted * _LOOK_FURTHER)
+    hits, _ = nearest(context, collection, good, wanted * _LOOK_FURTHER, filter_json=context.input.get("filter"))
     found = iter(hits)
     return [() if isinstance(vector, ItemError) else _texts(next(found), wanted) for vector in vectors]
 

@@ -9,16 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from revln.db.collections import Collection, item_vectors, rows_by_seq
+from revln.db.collections import Collection, item_vectors
 from revln.db.results import vectors_from_bytes
-from revln.errors import ItemError, ItemInvalid, ItemNotFound
-from revln.jobs.schemas import Item, Query, QueryPart
+from revln.errors import ItemError, ItemInvalid, ItemNotFound, ModelUnavailable
+from revln.jobs.schemas import Item
+from revln.jobs.search_schemas import AUTO, NO_MATCH_SCORE, Query, QueryPart, dedup_score
 from worker.context import Context, Done, Outcome
 from worker.embedding import embed, item_contents
 from worker.handlers.embed import load_embedder
 from worker.handlers.index import open_collection
+from worker.nearest import Wanted, nearest
 
-__all__ = ["nearest", "run_search"]
+__all__ = ["run_search"]
 
 _QUERY: TypeAdapter[QueryPart | list[QueryPart]] = TypeAdapter(Query)
 
@@ -27,18 +29,30 @@ def run_search(context: Context) -> Done:
     collection = open_collection(context)
     queries = [_parts(todo.raw) for todo in context.todo]
     vectors = _query_vectors(context, collection, queries)
-    good = [vector for vector in vectors if not isinstance(vector, ItemError)]
-    hits, seq = nearest(context, collection, good, context.input["k"])
-    least = context.input.get("min_score")
+    wanted = [
+        Wanted(vector, _least(context, query), _own_ids(context, query))
+        for query, vector in zip(queries, vectors, strict=True)
+        if not isinstance(vector, ItemError)
+    ]
+    asked = context.input
+    hits, seq = nearest(
+        context,
+        collection,
+        wanted,
+        asked["k"],
+        offset=asked.get("offset", 0),
+        filter_json=asked.get("filter"),
+        dedup=dedup_score(asked.get("dedup", False)),
+    )
     found = iter(hits)
-    outcomes = []
-    for todo, vector in zip(context.todo, vectors, strict=True):
-        if isinstance(vector, ItemError):
-            outcomes.append(Outcome(todo.index, error=vector))
-            continue
-        kept = [hit for hit in next(found) if least is None or hit["score"] >= least]
-        outcomes.append(Outcome(todo.index, fields={"hits": kept, "seq": seq}))
-    return Done(outcomes)
+    return Done(
+        [
+            Outcome(todo.index, error=vector)
+            if isinstance(vector, ItemError)
+            else Outcome(todo.index, fields={"hits": next(found), "seq": seq})
+            for todo, vector in zip(context.todo, vectors, strict=True)
+        ]
+    )
 
 
 def _parts(raw: Any) -> list[QueryPart]:
@@ -46,27 +60,22 @@ def _parts(raw: Any) -> list[QueryPart]:
     return query if isinstance(query, list) else [query]
 
 
-def nearest(
-    context: Context, collection: Collection, vectors: list[NDArray[np.float32]], k: int
-) -> tuple[list[list[dict[str, Any]]], int]:
-    """The k nearest items for each (D,) vector, as a search shows them; and the log row up to which they are true."""
-    index = context.runtime.indexes.caught_up(collection)
-    found = index.search(np.stack(vectors), k) if vectors else []
-    with context.runtime.db.read() as connection:
-        rows = rows_by_seq(connection, collection.id, [seq for hits in found for seq, _ in hits])
-    # A row may be gone if the collection was deleted under us: then the search is of what is left, nothing.
-    return [[_hit(rows[seq], score) for seq, score in hits if seq in rows] for hits in found], index.seq
+def _own_ids(context: Context, query: list[QueryPart]) -> frozenset[str]:
+    return frozenset(part.id for part in query if part.id is not None and context.input.get("exclude_self"))
 
 
-def _hit(row: dict[str, Any], score: float) -> dict[str, Any]:
-    image = {"sha256": row["image_sha256"]} if row["image_sha256"] else None
-    return {
-        "id": row["item_id"],
-        "score": round(score, 6),
-        "text": row["text"],
-        "metadata": row["metadata"] or {},
-        "image": image,
-    }
+def _least(context: Context, query: list[QueryPart]) -> float:
+    """The least score of a hit. What counts as a match depends on what is asked with; a mixture takes the lower."""
+    least = context.input.get("min_score")
+    if least is None:
+        return -1.0
+    if least != AUTO:
+        return float(least)
+    assert context.job.model is not None
+    known = context.runtime.catalog.describe(context.job.model).match_min_score
+    if known is None:
+        raise ModelUnavailable(NO_MATCH_SCORE.format(context.job.model))
+    return min(known["text" if part.text is not None else "image"] for part in query)
 
 
 def _query_vectors(
