@@ -9,8 +9,9 @@ import faiss
 import numpy as np
 
 from bench.figure import Figure, median_seconds, seconds
-from revln.db.collections import LogEntry, append_log, create_collection, read_log
+from revln.db.collections import create_collection
 from revln.db.engine import Database
+from revln.db.log import LogEntry, append_log, read_log
 from revln.db.migrate import upgrade
 from revln.index.collection import CollectionIndex
 from revln.settings import Settings

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from threading import Lock
 
-from revln.db.collections import Collection, read_log
+from revln.db.collections import Collection
 from revln.db.engine import Database
+from revln.db.log import read_log
 from revln.index.collection import CollectionIndex
 
 __all__ = ["IndexCache"]

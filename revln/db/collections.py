@@ -1,9 +1,4 @@
-"""Collections and their log.
-
-Every change to a collection is a row of ``vectors`` with a gapless ``seq``, taken under the collection's row lock, so
-that the order of commits is the order of ``seq``. ``replaces_seq`` names the row that a change makes void, so whoever
-replays the log needs no map from item ids to rows. ``items`` is the state that the log amounts to.
-"""
+"""Collections, and the items that are in them now. What made them so is in their log (`revln.db.log`)."""
 
 from __future__ import annotations
 
@@ -14,22 +9,18 @@ from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 from uuid_utils.compat import uuid7
 
 from revln.db import tables
 from revln.db.engine import Database, db_now
 from revln.db.filters import filter_clause
-from revln.db.upsert import insert_or_update
 from revln.errors import Conflict, NotFound
 from revln.jobs.filters import Filter
 
 __all__ = [
     "Collection",
-    "LogEntry",
-    "LogPage",
-    "append_log",
     "create_collection",
     "delete_collection",
     "get_collection",
@@ -38,7 +29,6 @@ __all__ = [
     "list_items",
     "live_seqs",
     "matching_seqs",
-    "read_log",
     "rows_by_seq",
     "vectors_by_seq",
 ]
@@ -60,29 +50,6 @@ class Collection:
     metadata: dict[str, Any]
     created_at: float
     updated_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class LogEntry:
-    """One change to be appended: an upsert with its unit-norm (D,) vector, or a delete."""
-
-    op: str
-    item_id: str
-    vector: bytes | None = None
-    content_key: str | None = None
-    text: str | None = None
-    metadata: dict[str, Any] | None = None
-    image_sha256: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LogPage:
-    """A stretch of the log: vectors to add under their ``seqs``, and the ``seqs`` that they make void."""
-
-    seqs: NDArray[np.int64]  # (N,)
-    vectors: NDArray[np.float32]  # (N, D)
-    void: NDArray[np.int64]  # (M,)
-    head_seq: int
 
 
 _COLUMNS = [tables.collections.c[field.name] for field in fields(Collection)]
@@ -142,60 +109,6 @@ def delete_collection(db: Database, name: str) -> None:
             raise NotFound(f"There is no collection {name!r}.")
 
 
-def append_log(connection: Connection, collection_id: str, entries: Sequence[LogEntry]) -> list[int | None]:
-    """Append changes inside the caller's transaction; the ``seq`` of each, None for a delete of what is not there.
-
-    An id that comes twice is applied in order: the later entry replaces the earlier one.
-
-    Raises:
-        NotFound: the collection was deleted meanwhile.
-    """
-    columns = tables.collections.c
-    head = connection.execute(
-        select(columns.head_seq, columns["count"].label("live")).where(columns.id == collection_id).with_for_update()
-    ).one_or_none()
-    if head is None:
-        raise NotFound("The collection was deleted while the job ran.")
-    seq, count = int(head.head_seq), int(head.live)
-    live = live_seqs(connection, collection_id, [entry.item_id for entry in entries])
-    now = connection.scalar(select(db_now()))
-    rows: list[dict[str, Any]] = []
-    seqs: list[int | None] = []
-    for entry in entries:
-        replaced = live.get(entry.item_id)
-        if entry.op == "delete" and replaced is None:
-            seqs.append(None)
-            continue
-        seq += 1
-        seqs.append(seq)
-        rows.append(
-            {
-                "collection_id": collection_id,
-                "seq": seq,
-                "op": entry.op,
-                "item_id": entry.item_id,
-                "replaces_seq": replaced,
-                "content_key": entry.content_key,
-                "vector": entry.vector,
-                "text": entry.text,
-                "metadata": entry.metadata,
-                "image_sha256": entry.image_sha256,
-                "created_at": now,
-            }
-        )
-        count += (entry.op == "upsert") - (replaced is not None)
-        live[entry.item_id] = seq if entry.op == "upsert" else None
-    if rows:
-        connection.execute(insert(tables.vectors), rows)
-        _write_live(connection, collection_id, live)
-        connection.execute(
-            update(tables.collections)
-            .where(columns.id == collection_id)
-            .values(head_seq=seq, count=count, updated_at=now)
-        )
-    return seqs
-
-
 def live_seqs(connection: Connection, collection_id: str, item_ids: Sequence[str]) -> dict[str, int | None]:
     """The row of the log that holds each item now; ids that are not there are left out."""
     columns = tables.items.c
@@ -207,42 +120,6 @@ def live_seqs(connection: Connection, collection_id: str, item_ids: Sequence[str
         )
         live.update({row.item_id: row.seq for row in connection.execute(query)})
     return live
-
-
-def _write_live(connection: Connection, collection_id: str, live: dict[str, int | None]) -> None:
-    kept = [
-        {"collection_id": collection_id, "item_id": item_id, "seq": seq}
-        for item_id, seq in live.items()
-        if seq is not None
-    ]
-    gone = [item_id for item_id, seq in live.items() if seq is None]
-    insert_or_update(connection, tables.items, kept, key=("collection_id", "item_id"))
-    columns = tables.items.c
-    for start in range(0, len(gone), _IN_BATCH):
-        connection.execute(
-            delete(tables.items).where(
-                columns.collection_id == collection_id, columns.item_id.in_(gone[start : start + _IN_BATCH])
-            )
-        )
-
-
-def read_log(connection: Connection, collection_id: str, after_seq: int, dim: int, limit: int = 5_000) -> LogPage:
-    """The next stretch of the log; an empty page when there is no more."""
-    columns = tables.vectors.c
-    rows = connection.execute(
-        select(columns.seq, columns.replaces_seq, columns.vector)
-        .where(columns.collection_id == collection_id, columns.seq > after_seq)
-        .order_by(columns.seq)
-        .limit(limit)
-    ).all()
-    added = [row for row in rows if row.vector is not None]
-    raw = b"".join(row.vector for row in added)
-    return LogPage(
-        seqs=np.fromiter((row.seq for row in added), dtype=np.int64, count=len(added)),
-        vectors=np.frombuffer(raw, dtype="<f4").reshape(len(added), dim),
-        void=np.array([row.replaces_seq for row in rows if row.replaces_seq is not None], dtype=np.int64),
-        head_seq=rows[-1].seq if rows else after_seq,
-    )
 
 
 def rows_by_seq(connection: Connection, collection_id: str, seqs: Sequence[int]) -> dict[int, dict[str, Any]]:

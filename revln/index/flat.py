@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FlatRows"]
+__all__ = ["FlatRows", "Found", "best", "cosines"]
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -31,6 +31,7 @@ class _Block:
     def __init__(self, dim: int, most: int) -> None:
         self.most = most
         self.used = self.dead = 0
+        self._owner: object = None
         self._seqs = np.empty(min(_FIRST_ROWS, most), dtype=np.int64)
         self._rows = np.empty((len(self._seqs), dim), dtype=np.float32)
 
@@ -41,6 +42,14 @@ class _Block:
     @property
     def rows(self) -> NDArray[np.float32]:
         return self._rows[: self.used]
+
+    @classmethod
+    def around(cls, seqs: NDArray[np.int64], rows: NDArray[np.float32], owner: object) -> _Block:
+        """A full block of rows that are there already, in memory that ``owner`` keeps."""
+        block = cls(rows.shape[1], 1)
+        block.most = block.used = len(seqs)
+        block._seqs, block._rows, block._owner = seqs, rows, owner
+        return block
 
     def append(self, seqs: NDArray[np.int64], rows: NDArray[np.float32]) -> int:
         """Take as many as fit; how many."""
@@ -59,6 +68,7 @@ class _Block:
         self._seqs = np.empty(capacity, dtype=np.int64)
         self._rows = np.empty((capacity, rows.shape[1]), dtype=np.float32)
         self._seqs[: self.used], self._rows[: self.used] = seqs, rows
+        self._owner = None
 
     def places(self, seqs: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where those of the seqs that are stored here are stored."""
@@ -104,6 +114,14 @@ class FlatRows:
                 self._blocks.append(_Block(self.dim, self._block_rows))
             taken = self._blocks[-1].append(seqs, vectors)
             seqs, vectors = seqs[taken:], vectors[taken:]
+
+    def adopt(self, seqs: NDArray[np.int64], rows: NDArray[np.float32], owner: object) -> None:
+        """Take rows as they lie in memory that ``owner`` keeps, without a copy. They will be written to."""
+        assert not self._blocks
+        for at in range(0, len(seqs), self._block_rows):
+            part = slice(at, at + self._block_rows)
+            self._blocks.append(_Block.around(seqs[part], rows[part], owner))
+            self._last_seq = int(self._blocks[-1].seqs[-1])
 
     def kill(self, seqs: NDArray[np.int64]) -> int:
         """Forget rows; how many of them were here. No seq may be given twice."""
@@ -151,7 +169,7 @@ class FlatRows:
             found = np.where(found >= 0, places[found], -1)
         else:
             found = _search_members(queries, block.rows, wanted, places)
-        scores = _cosines(queries, block.rows, found)
+        scores = cosines(queries, block.rows, found)
         if wanted < count:
             self._look_for_ties(block, queries, scores, found, places, k)
         return scores, np.where(found >= 0, block.seqs[found], -1)
@@ -176,7 +194,7 @@ class FlatRows:
             scores[row], found[row] = exact[order], at[order]
 
 
-def _cosines(queries: NDArray[np.float32], rows: NDArray[np.float32], found: NDArray[np.int64]) -> NDArray[np.float32]:
+def cosines(queries: NDArray[np.float32], rows: NDArray[np.float32], found: NDArray[np.int64]) -> NDArray[np.float32]:
     """The (N, M) cosines of what was found, -inf where nothing was.
 
     By one kernel for every row: faiss's round differently by a row's place, and equal vectors must score alike.

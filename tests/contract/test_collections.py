@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from revln.db import collections as log
-from revln.db import tables
-from revln.db.collections import Collection, LogEntry
+from revln.db import collections, tables
+from revln.db.collections import Collection
 from revln.db.embeddings import cached_vectors, store_vectors
 from revln.db.engine import Database
+from revln.db.log import LogEntry, append_log, read_log
 from revln.db.results import vectors_to_bytes
 from revln.errors import Conflict, NotFound
 
@@ -20,7 +20,7 @@ DIM = 4
 
 
 def make(db: Database, name: str = "c", fingerprint: str = "f") -> Collection:
-    return log.create_collection(db, name, "m", fingerprint, DIM, {})[0]
+    return collections.create_collection(db, name, "m", fingerprint, DIM, {})[0]
 
 
 def put(item_id: str, seed: int = 0) -> LogEntry:
@@ -30,12 +30,12 @@ def put(item_id: str, seed: int = 0) -> LogEntry:
 
 def append(db: Database, collection: Collection, *entries: LogEntry) -> list[int | None]:
     with db.write() as connection:
-        return log.append_log(connection, collection.id, entries)
+        return append_log(connection, collection.id, entries)
 
 
 def read(db: Database, name: str = "c") -> Collection:
     with db.read() as connection:
-        return log.get_collection(connection, name)
+        return collections.get_collection(connection, name)
 
 
 def test_every_change_takes_the_next_seq_and_names_the_row_it_replaces(db: Database) -> None:
@@ -44,7 +44,7 @@ def test_every_change_takes_the_next_seq_and_names_the_row_it_replaces(db: Datab
     assert append(db, c, put("a", 3), LogEntry("delete", "b"), LogEntry("delete", "never")) == [3, 4, None]
     assert (read(db).head_seq, read(db).count) == (4, 1)
     with db.read() as connection:
-        page = log.read_log(connection, c.id, 0, DIM)
+        page = read_log(connection, c.id, 0, DIM)
     assert page.seqs.tolist() == [1, 2, 3]
     assert page.void.tolist() == [1, 2]
     assert page.head_seq == 4
@@ -55,8 +55,8 @@ def test_an_id_twice_in_one_batch_is_applied_in_order(db: Database) -> None:
     assert append(db, c, put("a", 1), put("a", 2), LogEntry("delete", "a"), put("a", 4)) == [1, 2, 3, 4]
     assert read(db).count == 1
     with db.read() as connection:
-        assert [item["text"] for item in log.list_items(connection, c.id, 10)] == ["t4"]
-        assert log.read_log(connection, c.id, 0, DIM).void.tolist() == [1, 2]
+        assert [item["text"] for item in collections.list_items(connection, c.id, 10)] == ["t4"]
+        assert read_log(connection, c.id, 0, DIM).void.tolist() == [1, 2]
 
 
 def test_appending_from_many_threads_leaves_no_gap_and_no_double(db: Database) -> None:
@@ -72,9 +72,9 @@ def test_the_log_read_in_stretches_is_the_log_read_at_once(db: Database) -> None
     c = make(db)
     append(db, c, *(put(f"i{n % 7}", n) for n in range(25)))
     with db.read() as connection:
-        whole = log.read_log(connection, c.id, 0, DIM)
+        whole = read_log(connection, c.id, 0, DIM)
         parts, at = [], 0
-        while (page := log.read_log(connection, c.id, at, DIM, limit=4)).head_seq != at:
+        while (page := read_log(connection, c.id, at, DIM, limit=4)).head_seq != at:
             parts.append(page)
             at = page.head_seq
     assert np.array_equal(np.concatenate([page.vectors for page in parts]), whole.vectors)
@@ -85,8 +85,8 @@ def test_items_page_in_the_order_of_their_ids(db: Database) -> None:
     c = make(db)
     append(db, c, *(put(name) for name in ("d", "a", "c", "b")))
     with db.read() as connection:
-        first = log.list_items(connection, c.id, 3)
-        rest = log.list_items(connection, c.id, 3, first[-1]["item_id"])
+        first = collections.list_items(connection, c.id, 3)
+        rest = collections.list_items(connection, c.id, 3, first[-1]["item_id"])
     assert [item["item_id"] for item in first + rest] == ["a", "b", "c", "d"]
 
 
@@ -94,12 +94,12 @@ def test_the_vector_of_an_id_is_its_newest(db: Database) -> None:
     c = make(db)
     append(db, c, put("a", 1), put("a", 2))
     with db.read() as connection:
-        assert log.item_vectors(connection, c.id, ["a", "b"]) == {"a": put("a", 2).vector}
+        assert collections.item_vectors(connection, c.id, ["a", "b"]) == {"a": put("a", 2).vector}
 
 
 def test_a_collection_made_twice_is_one_and_another_model_is_refused(db: Database) -> None:
-    c, new = log.create_collection(db, "c", "m", "f", DIM, {})
-    again, newer = log.create_collection(db, "c", "m", "f", DIM, {})
+    c, new = collections.create_collection(db, "c", "m", "f", DIM, {})
+    again, newer = collections.create_collection(db, "c", "m", "f", DIM, {})
     assert (new, newer, again.id) == (True, False, c.id)
     with pytest.raises(Conflict, match="exists with model"):
         make(db, fingerprint="other")
@@ -108,7 +108,7 @@ def test_a_collection_made_twice_is_one_and_another_model_is_refused(db: Databas
 def test_deleting_a_collection_takes_its_log_and_a_new_one_of_that_name_is_another(db: Database) -> None:
     c = make(db)
     append(db, c, put("a"))
-    log.delete_collection(db, "c")
+    collections.delete_collection(db, "c")
     with pytest.raises(NotFound):
         read(db)
     with pytest.raises(NotFound):

@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from revln.db.collections import Collection, LogEntry, append_log, get_collection
+from revln.db.collections import Collection, get_collection
+from revln.db.log import LogEntry, append_log
 from revln.db.results import vectors_to_bytes
 from revln.errors import FingerprintMismatch, ItemError, ItemNotFound
 from revln.jobs.schemas import Item
