@@ -154,6 +154,7 @@ class ModelAnswer(_Answer):
     operations: list[str] | None = None
     dim: int | None = None
     fingerprint: str | None = None
+    joint_fingerprint: str | None = None
     parameters: int | None = None
     license: str | None = None
     loaded: bool | None = None

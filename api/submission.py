@@ -71,7 +71,7 @@ def submit(state: ApiState, body: SubmitBody, idempotency_key: str | None) -> tu
             tag=_tag(sent.get("metadata", {})),
             retention_s=body.retention_s or state.settings.retention_s,
             model=info.name,
-            model_fingerprint=info.fingerprint,
+            model_fingerprint=info.fingerprint if kind.whole_model else info.joint_fingerprint,
             collection=collection.name if collection else None,
             deadline_s=body.deadline_s,
             idempotency_key=idempotency_key,
@@ -98,10 +98,10 @@ def _model_and_collection(
         info = state.catalog.describe(wanted or (collection.model if collection else state.catalog.default))
     except NotFound as err:
         raise invalid("/model", err.message) from err
-    if collection is not None and collection.model_fingerprint != info.fingerprint:
+    if collection is not None and collection.model_fingerprint != info.joint_fingerprint:
         raise FingerprintMismatch(
             f"Collection {collection.name!r} holds vectors of {collection.model} ({collection.model_fingerprint}); "
-            f'model {info.name} is {info.fingerprint}. Leave out "model", or name another collection.'
+            f'model {info.name} is {info.joint_fingerprint}. Leave out "model", or name another collection.'
         )
     return info, collection
 

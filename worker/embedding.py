@@ -115,7 +115,7 @@ def _readable(loaded: LoadedModel, content: Content | ItemError) -> Content | It
 
 def _shared_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Content]) -> dict[str, Any]:
     """The vector or the error of each, by key; what another thread is at already is waited for."""
-    fingerprint = loaded.model.info.fingerprint
+    fingerprint = loaded.model.info.joint_fingerprint
     mine: list[tuple[Content, Future[Any]]] = []
     theirs: list[tuple[Content, Future[Any]]] = []
     for content in wanted:
@@ -145,7 +145,7 @@ def _own_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Content
     """
     model, db = loaded.model, context.runtime.db
     with db.read() as connection:
-        known = cached_vectors(connection, model.info.fingerprint, [content.key for content in wanted])
+        known = cached_vectors(connection, model.info.joint_fingerprint, [content.key for content in wanted])
     missing = [content for content in wanted if content.key not in known]
     pool = context.runtime.prepare_pools[context.priority]
     started = [pool.submit(_prepare, context, loaded, content) for content in missing]
@@ -156,7 +156,7 @@ def _own_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Content
         for content, raw in zip(missing, raws, strict=True)
     }
     good = {key: vectors_to_bytes(value) for key, value in computed.items() if not isinstance(value, ItemError)}
-    store_vectors(db, model.info.fingerprint, good)
+    store_vectors(db, model.info.joint_fingerprint, good)
     return {**{key: vectors_from_bytes(raw, 1)[0] for key, raw in known.items()}, **computed}
 
 

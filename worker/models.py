@@ -46,7 +46,7 @@ class LoadedModels:
         self.device = choose_device(settings)
 
     def get(self, name: str, fingerprint: str | None = None) -> LoadedModel:
-        """The loaded model.
+        """The loaded model. ``fingerprint`` is the whole one or that of the joint space.
 
         Raises:
             NotFound: no such model.
@@ -58,10 +58,11 @@ class LoadedModels:
             found = self._loaded.get(name)
             if found is None:
                 found = self._loaded[name] = self._load(name)
-        have = found.model.info.fingerprint
-        if fingerprint is not None and have != fingerprint:
+        info = found.model.info
+        if fingerprint not in (None, info.fingerprint, info.joint_fingerprint):
             raise ModelUnavailable(
-                f"The job was accepted for model {name} {fingerprint}, but this worker has {have}. "
+                f"The job was accepted for model {name} {fingerprint}, but this worker has {info.fingerprint} (joint "
+                f"space {info.joint_fingerprint}). "
                 "Give the API and every worker the same model files."
             )
         return found

@@ -50,7 +50,7 @@ def put(name: Name, state: State, body: CollectionBody | None = None) -> Respons
     if info.dim is None:
         raise invalid("/model", f"model {info.name} makes no vectors")
     collection, new = db_collections.create_collection(
-        state.db, name, info.name, info.fingerprint, info.dim, body.metadata
+        state.db, name, info.name, info.joint_fingerprint, info.dim, body.metadata
     )
     return JSONResponse(collection_view(collection), 201 if new else 200)
 

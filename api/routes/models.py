@@ -41,6 +41,7 @@ def list_all(state: State) -> dict[str, Any]:
                 "operations": [operation.value for operation in info.operations],
                 "dim": info.dim,
                 "fingerprint": info.fingerprint,
+                "joint_fingerprint": info.joint_fingerprint,
                 "parameters": info.parameters,
                 "license": info.license,
                 "loaded": bool(loaded),

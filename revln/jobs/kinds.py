@@ -43,6 +43,7 @@ class JobKind:
         max_attempts: how often a chunk is claimed before it is dead.
         items_field: the input's field that holds what is cut into chunks.
         source_field: the input's field that names an uploaded file of them instead.
+        whole_model: results hang on the whole model's fingerprint; else on its joint space's, as vectors do.
     """
 
     name: str
@@ -53,6 +54,7 @@ class JobKind:
     max_attempts: int
     items_field: str = "items"
     source_field: str = "manifest"
+    whole_model: bool = False
 
 
 KINDS: dict[str, JobKind] = {
@@ -63,7 +65,9 @@ KINDS: dict[str, JobKind] = {
         JobKind(
             "search", SearchInput, SearchResult, chunk_items=256, timeout_s=120, max_attempts=5, items_field="queries"
         ),
-        JobKind("caption", CaptionInput, CaptionResult, chunk_items=16, timeout_s=600, max_attempts=5),
+        JobKind(
+            "caption", CaptionInput, CaptionResult, chunk_items=16, timeout_s=600, max_attempts=5, whole_model=True
+        ),
     )
 }
 

@@ -31,8 +31,8 @@ class ModelInfo:
     """A model as `GET /v1/models` shows it.
 
     ``fingerprint`` covers family, weights and preprocessing. ``joint_fingerprint`` covers only what vectors come from,
-    so that a retrained decoder leaves collections as they are; None: all of it. Two vectors may be compared only if
-    their joint fingerprints are equal.
+    so that a retrained decoder leaves collections as they are; left out, it is the whole one. Two vectors may be
+    compared only if their joint fingerprints are equal.
     """
 
     name: str
@@ -45,11 +45,11 @@ class ModelInfo:
     license: str | None = None
     # Least cosine to an item that is a match at all, for a query by "text" and by "image"; None: not calibrated.
     match_min_score: Mapping[str, float] | None = None
-    joint_fingerprint: str | None = None
+    joint_fingerprint: str = ""
 
-    def fingerprint_of(self, operation: Operation) -> str:
-        """What the operation's result hangs on."""
-        return self.fingerprint if operation is Operation.CAPTION else self.joint_fingerprint or self.fingerprint
+    def __post_init__(self) -> None:
+        if not self.joint_fingerprint:
+            object.__setattr__(self, "joint_fingerprint", self.fingerprint)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,14 @@ __all__ = [
     "describe",
     "describe_checkpoint",
     "fingerprint",
+    "joint_fingerprint",
 ]
 
 FAMILY = "revln"
 WEIGHTS_FILE = "model.safetensors"
+# What vectors come from, by the names of tensors; and the settings that none hangs on, by how their names begin.
+_JOINT_TENSORS = ("image.", "text.")
+_CAPTION_ONLY = ("caption_", "max_evidence", "evidence_", "prefix_tokens", "license", "match_")
 TOKENIZER_FILE = "tokenizer.json"
 
 
@@ -116,6 +120,25 @@ def fingerprint(folder: Path) -> str:
     return f"{FAMILY}-{digest.hexdigest()[:16]}"
 
 
+def joint_fingerprint(folder: Path) -> str:
+    """Of the joint space alone: what the decoder is made of, and how it is prompted, changes no vector."""
+    path = _need(folder, WEIGHTS_FILE)
+    config = json.loads(_need(folder, CONFIG_FILE).read_text(encoding="utf-8"))
+    joint = {name: value for name, value in config.items() if not name.startswith(_CAPTION_ONLY)}
+    digest = hashlib.sha256(json.dumps(joint, sort_keys=True).encode())
+    tensors = {name: value for name, value in read_header(path).items() if name.startswith(_JOINT_TENSORS)}
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{name} {tensor['dtype']} {tensor['shape']}".encode())
+            begin, end = tensor["data_offsets"]
+            file.seek(start + begin)
+            digest.update(file.read(end - begin))
+    with _need(folder, TOKENIZER_FILE).open("rb") as file:
+        digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"{FAMILY}-{digest.hexdigest()[:16]}"
+
+
 def describe_checkpoint(name: str, family: str, checkpoint: Checkpoint) -> ModelInfo:  # noqa: ARG001
     """The family's entry in `revln.models.families`."""
     return describe(name, checkpoint.folder)
@@ -138,4 +161,5 @@ def describe(name: str, folder: Path) -> ModelInfo:
         parameters=count_parameters(read_header(_need(folder, WEIGHTS_FILE))),
         license=config.license,
         match_min_score=config.match_min_score,
+        joint_fingerprint=joint_fingerprint(folder),
     )

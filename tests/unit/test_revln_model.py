@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from revln.errors import ItemInvalid, ModelUnavailable
 from revln.models import revln_card
-from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Model, Operation
+from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Model, ModelInfo, Operation
 from revln.models.captioner import pad_left
 from revln.models.revln_card import RevlnConfig
 from revln.models.revln_family import RevlnModel, RevlnNet, load
@@ -196,6 +197,30 @@ def test_the_fingerprint_hangs_on_weights_and_configuration(folder: Path, tmp_pa
         (copy / name).write_bytes((copy / name).read_bytes() + b" ")
         seen.add(revln_card.fingerprint(copy))
     assert len(seen) == 4
+
+
+def test_the_joint_fingerprint_stays_when_only_the_captioner_is_trained_again(folder: Path, tmp_path: Path) -> None:
+    first = revln_card.describe("x", folder)
+    assert first.joint_fingerprint != first.fingerprint
+
+    def described(change: str) -> ModelInfo:
+        copy = _copy(folder, tmp_path / change)
+        weights = load_file(copy / "model.safetensors")
+        name = next(key for key in weights if key.startswith(change) and weights[key].is_floating_point())
+        weights[name] = weights[name] + 1
+        save_file(weights, copy / "model.safetensors")
+        return revln_card.describe("x", copy)
+
+    captioner, image, text = (described(part) for part in ("captioner.", "image.", "text."))
+    assert captioner.fingerprint != first.fingerprint
+    assert captioner.joint_fingerprint == first.joint_fingerprint
+    assert len({first.joint_fingerprint, image.joint_fingerprint, text.joint_fingerprint}) == 3
+
+    config = json.loads((folder / "config.json").read_text())
+    for setting, same in (("max_evidence", True), ("caption_positions", True), ("image_size", False)):
+        copy = _copy(folder, tmp_path / setting)
+        (copy / "config.json").write_text(json.dumps(config | {setting: config[setting] + 32}))
+        assert (revln_card.joint_fingerprint(copy) == first.joint_fingerprint) is same
 
 
 def test_describe_counts_parameters_without_torch(folder: Path) -> None:

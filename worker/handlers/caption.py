@@ -6,13 +6,13 @@ from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any
 
+from revln.db.collections import get_collection
 from revln.errors import ItemError, ItemInvalid
 from revln.images import decode_image
 from revln.jobs.schemas import Item
 from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Operation
 from worker.context import Context, Done, Outcome, parse_items
 from worker.embedding import Content, embed, image_bytes, item_contents
-from worker.handlers.index import open_collection
 from worker.models import LoadedModel
 from worker.nearest import Wanted, nearest
 
@@ -56,7 +56,9 @@ def _evidence(context: Context, loaded: LoadedModel, contents: list[Content | It
     """The captions to prompt with, best first, for each image; none without a collection or near neighbours."""
     if context.job.collection is None:
         return [() for _ in contents]
-    collection = open_collection(context)
+    with context.runtime.db.read() as connection:
+        collection = get_collection(connection, context.job.collection)
+    context.runtime.models.get(loaded.model.info.name, collection.model_fingerprint)  # vectors of two never meet
     vectors = embed(context, loaded, contents)
     good = [Wanted(vector) for vector in vectors if not isinstance(vector, ItemError)]
     wanted = int(context.input["neighbors"])

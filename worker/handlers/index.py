@@ -30,7 +30,10 @@ def run_index(context: Context) -> Done:
 
 
 def open_collection(context: Context) -> Collection:
-    """The job's collection. Raises NotFound, or FingerprintMismatch if another model made it."""
+    """The job's collection. Raises NotFound, or FingerprintMismatch if another model made it.
+
+    Not for a caption job, whose fingerprint is of the whole model.
+    """
     assert context.job.collection is not None
     with context.runtime.db.read() as connection:
         collection = get_collection(connection, context.job.collection)
