@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
-__all__ = ["Caption", "CaptionOptions", "CaptionRequest", "Evidence", "Model", "ModelInfo", "Operation"]
+__all__ = ["Caption", "CaptionOptions", "CaptionRequest", "Evidence", "Model", "ModelInfo", "Operation", "Overlapping"]
 
 
 class Operation(StrEnum):
@@ -123,4 +123,17 @@ class Model(Protocol):
 
     def max_batch(self, operation: Operation) -> int:
         """The largest batch worth running on this device; the batcher halves it when memory runs out."""
+        ...
+
+
+@runtime_checkable
+class Overlapping(Model, Protocol):
+    """A model whose next batch can be put together, and moved to its device, while that still runs the one before."""
+
+    def collate(self, operation: Operation, batch: Sequence[Any]) -> Any:
+        """Prepared items → what ``forward_collated`` takes; may run beside a forward pass of this model."""
+        ...
+
+    def forward_collated(self, operation: Operation, collated: Any) -> Sequence[Any]:
+        """``forward`` is this after ``collate``."""
         ...

@@ -67,17 +67,27 @@ class Checkpoint:
         Raises:
             ModelUnavailable: it is missing, or is not a JSON object.
         """
+        value = self._read_json(name)
+        if not isinstance(value, dict):
+            raise ModelUnavailable(f"{name} of {self.source} is not a JSON object; fetch the model again.")
+        return value
+
+    def json_list(self, name: str) -> list[dict[str, Any]]:
+        """As `json`, for a list of objects."""
+        value = self._read_json(name)
+        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+            raise ModelUnavailable(f"{name} of {self.source} is not a list of JSON objects; fetch the model again.")
+        return value
+
+    def _read_json(self, name: str) -> Any:
         if not self.here(name):
             raise ModelUnavailable(
                 f"{self.source} has no {name}. Give a folder that save_pretrained wrote, or a hub id of such a model."
             )
         try:
-            value = json.loads((self.folder / name).read_text(encoding="utf-8"))
+            return json.loads((self.folder / name).read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as err:
             raise ModelUnavailable(f"{name} of {self.source} is not JSON ({err}); fetch the model again.") from err
-        if not isinstance(value, dict):
-            raise ModelUnavailable(f"{name} of {self.source} is not a JSON object; fetch the model again.")
-        return value
 
     def weights(self) -> list[str]:
         """The safetensors files that hold the weights.

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, cast
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
@@ -20,8 +18,9 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 from revln.errors import ModelUnavailable
 from revln.models.base import ModelInfo, Operation
 from revln.models.checkpoint import Checkpoint
+from revln.models.encoder import Encoder
 from revln.models.text_batch import TextReader
-from revln.models.transformers_common import DTYPES, load_part, load_weights, max_batch, to_device
+from revln.models.transformers_common import load_part, load_weights
 
 __all__ = ["DualEncoder", "load"]
 
@@ -29,13 +28,11 @@ __all__ = ["DualEncoder", "load"]
 _PADDED_TO_THE_END = frozenset({"siglip", "siglip2"})
 
 
-class DualEncoder:
-    """Implements revln.models.base.Model. ``forward`` belongs to one thread; the rest is thread-safe."""
+class DualEncoder(Encoder):
+    """``forward`` belongs to one thread; the rest is thread-safe."""
 
     def __init__(self, info: ModelInfo, net: Any, pictures: Any, texts: TextReader, device: str, dtype: str) -> None:
-        self.info = info
-        self.device = device
-        self.dtype = dtype
+        super().__init__(info, device, dtype)
         self._net = net
         self._pictures = pictures
         self._texts = texts
@@ -49,28 +46,16 @@ class DualEncoder:
         # A processor that does not resize gives pictures of several shapes; they cannot share a tensor.
         return None if operation is Operation.EMBED_TEXT else tuple(tuple(t.shape) for t in prepared.values())
 
-    def collate(self, operation: Operation, batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """One batch of tensors on the device, on its way there while the device still runs the one before."""
+    def join(self, operation: Operation, batch: Sequence[Mapping[str, Any]]) -> Mapping[str, Tensor]:
         if operation is Operation.EMBED_TEXT:
-            joined = self._texts.pad(batch)
-        else:
-            joined = {name: torch.cat([item[name] for item in batch]) for name in batch[0]}
-        return to_device(joined, self.device, DTYPES[self.dtype])
+            return self._texts.pad(batch)
+        return {name: torch.cat([item[name] for item in batch]) for name in batch[0]}
 
-    @torch.inference_mode()
-    def forward_collated(self, operation: Operation, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
-        get = self._net.get_text_features if operation is Operation.EMBED_TEXT else self._net.get_image_features
-        features = _pooled(get(**inputs))  # (B, D)
-        return list(F.normalize(features.float(), dim=-1).cpu())
-
-    def forward(self, operation: Operation, batch: Sequence[Any]) -> Sequence[Tensor]:
-        return self.forward_collated(operation, self.collate(operation, batch))
-
-    def finish(self, operation: Operation, raw: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:  # noqa: ARG002
-        return raw.numpy().astype(np.float32, copy=False)
-
-    def max_batch(self, operation: Operation) -> int:  # noqa: ARG002
-        return max_batch(self.device)
+    def encode(self, operation: Operation, inputs: Mapping[str, Tensor]) -> Tensor:
+        net = self._net
+        return _pooled(
+            (net.get_text_features if operation is Operation.EMBED_TEXT else net.get_image_features)(**inputs)
+        )
 
 
 def load(info: ModelInfo, checkpoint: Checkpoint, device: str, dtype: str) -> DualEncoder:

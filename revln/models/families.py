@@ -17,7 +17,7 @@ from revln.errors import ModelUnavailable
 from revln.models.base import Model, ModelInfo
 from revln.models.checkpoint import CONFIG_FILE, Checkpoint
 
-__all__ = ["AUTO", "FAMILIES", "Family", "find_family", "normal_name"]
+__all__ = ["AUTO", "FAMILIES", "Family", "find_family", "needs_weights", "normal_name"]
 
 AUTO = "auto"
 Describe = Callable[[str, str, Checkpoint], ModelInfo]
@@ -26,12 +26,19 @@ Load = Callable[[ModelInfo, Checkpoint, str, str], Model]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """``model_types``: what config.json calls checkpoints of it. ``variants``: its name goes on after a colon."""
+    """One row of the table.
+
+    Attributes:
+        model_types: what config.json calls checkpoints of it; empty: the family judges its files itself.
+        variants: its name goes on after a colon.
+        needs_weights: not even describing it can do without the weights.
+    """
 
     describe_at: str
     load_at: str
     model_types: frozenset[str] = frozenset()
     variants: bool = False
+    needs_weights: bool = False
 
     def describe(self, name: str, family: str, checkpoint: Checkpoint) -> ModelInfo:
         return cast(Describe, _resolve(self.describe_at))(name, family, checkpoint)
@@ -57,6 +64,20 @@ FAMILIES: dict[str, Family] = {
     "siglip2": _dual_encoder("siglip2", "siglip"),
     "chinese-clip": _dual_encoder("chinese_clip"),
     "align": _dual_encoder("align"),
+    "sentence": _transformers(
+        "sentence_card:describe",
+        "sentence:load",
+        "bert",
+        "distilbert",
+        "mpnet",
+        "roberta",
+        "xlm-roberta",
+        "camembert",
+        "albert",
+        "electra",
+        "modernbert",
+    ),
+    "cnn": Family("revln.models.cnn_card:describe", "revln.models.cnn:load", variants=True, needs_weights=True),
 }
 
 
@@ -64,6 +85,11 @@ def normal_name(family: str) -> str:
     """As the table spells it: ``Chinese_CLIP`` is ``chinese-clip``."""
     head, colon, variant = family.strip().partition(":")
     return head.lower().replace("_", "-") + colon + variant
+
+
+def needs_weights(family: str) -> bool:
+    known = FAMILIES.get(normal_name(family).partition(":")[0])
+    return known is not None and known.needs_weights
 
 
 def find_family(family: str, checkpoint: Checkpoint) -> tuple[str, Family]:

@@ -13,7 +13,7 @@ from importlib.resources import files
 from revln.errors import ModelUnavailable, NotFound, SettingsError
 from revln.models.base import Model, ModelInfo
 from revln.models.checkpoint import Checkpoint
-from revln.models.families import AUTO, FAMILIES, find_family, normal_name
+from revln.models.families import AUTO, FAMILIES, find_family, needs_weights, normal_name
 from revln.models.sources import fetch, locate
 from revln.settings import ModelSettings
 
@@ -47,7 +47,8 @@ class ModelCatalog:
         """
         if name not in self._infos:
             spec = self.spec(name)
-            self._infos[name] = _describe(name, spec, locate(spec.source, spec.revision))
+            find = fetch if needs_weights(spec.family) else locate
+            self._infos[name] = _describe(name, spec, find(spec.source, spec.revision))
         return self._infos[name]
 
     def load(self, name: str, device: str) -> Model:

@@ -7,21 +7,17 @@ that a checkpoint brings along is ever run.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from revln.errors import ModelUnavailable
 from revln.models.checkpoint import Checkpoint
+from revln.models.encoder import DTYPES
 
-__all__ = ["DTYPES", "load_part", "load_weights", "max_batch", "to_device"]
+__all__ = ["DTYPES", "load_part", "load_weights"]
 
 log = logging.getLogger(__name__)
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def load_part(auto: Any, checkpoint: Checkpoint, **options: Any) -> Any:
@@ -36,8 +32,12 @@ def load_part(auto: Any, checkpoint: Checkpoint, **options: Any) -> Any:
         raise ModelUnavailable(_why(auto, checkpoint, err)) from err
 
 
-def load_weights(auto: Any, checkpoint: Checkpoint, device: str, dtype: str, **options: Any) -> Any:
+def load_weights(
+    auto: Any, checkpoint: Checkpoint, device: str, dtype: str, unused: tuple[str, ...] = (), **options: Any
+) -> Any:
     """A model in eval mode on its device, by one of the Auto classes. Every tensor of it comes from the checkpoint.
+
+    ``unused``: how the names of tensors begin that the caller does not use, so that they may be missing.
 
     Raises:
         ModelUnavailable: as `load_part`; or the weights do not fit the configuration.
@@ -47,7 +47,8 @@ def load_weights(auto: Any, checkpoint: Checkpoint, device: str, dtype: str, **o
         auto, checkpoint, use_safetensors=True, dtype=DTYPES[dtype], output_loading_info=True, **options
     )
     # transformers would fill what is missing with random numbers and only warn.
-    lacking = sorted({*info["missing_keys"], *(str(each[0]) for each in info["mismatched_keys"])})
+    bad = {*info["missing_keys"], *(str(each[0]) for each in info["mismatched_keys"])}
+    lacking = sorted(name for name in bad if not name.startswith(unused))
     if lacking:
         raise ModelUnavailable(
             f"The weights of {checkpoint.source} do not fit its config.json: {len(lacking)} tensors are missing or of "
@@ -56,20 +57,6 @@ def load_weights(auto: Any, checkpoint: Checkpoint, device: str, dtype: str, **o
     if info["unexpected_keys"]:
         log.info("%s: %d tensors of the file are not used", checkpoint.source, len(info["unexpected_keys"]))
     return model.to(device).eval().requires_grad_(False)
-
-
-def to_device(tensors: Mapping[str, Tensor], device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Move a batch; floating tensors take the dtype of the weights. To a GPU from pinned memory, without waiting."""
-    moved: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        cast = tensor.to(dtype) if tensor.is_floating_point() else tensor
-        moved[name] = cast if device == "cpu" else cast.pin_memory().to(device, non_blocking=True)
-    return moved
-
-
-def max_batch(device: str) -> int:
-    """Pictures or texts in one forward pass of an encoder: enough to fill a GPU; on a CPU more gains nothing."""
-    return 32 if device == "cpu" else 256
 
 
 def _why(auto: Any, checkpoint: Checkpoint, err: Exception) -> str:

@@ -1,0 +1,62 @@
+"""What the encoders of all families share: from prepared items to unit vectors, a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from revln.models.base import ModelInfo, Operation
+
+__all__ = ["DTYPES", "Encoder"]
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Pictures or texts in one forward pass: enough to fill a GPU; on a CPU more gains nothing and delays the neighbours.
+_MAX_BATCH = {"cpu": 32, "cuda": 256}
+
+
+class Encoder:
+    """Implements revln.models.base.Overlapping but for `prepare`, `join` and `encode`, which are a family's own."""
+
+    def __init__(self, info: ModelInfo, device: str, dtype: str) -> None:
+        self.info = info
+        self.device = device
+        self.dtype = dtype
+
+    def join(self, operation: Operation, batch: Sequence[Any]) -> Mapping[str, Tensor]:
+        """Prepared items → one batch of tensors on the CPU."""
+        raise NotImplementedError
+
+    def encode(self, operation: Operation, inputs: Mapping[str, Tensor]) -> Tensor:
+        """A batch on the device → (B, D), of any length."""
+        raise NotImplementedError
+
+    def merge_key(self, operation: Operation, prepared: Any) -> Hashable:  # noqa: ARG002
+        return None
+
+    def collate(self, operation: Operation, batch: Sequence[Any]) -> Mapping[str, Tensor]:
+        """Floating tensors take the dtype of the weights. To a GPU from pinned memory, without waiting for it."""
+        moved: dict[str, Tensor] = {}
+        for name, tensor in self.join(operation, batch).items():
+            cast = tensor.to(DTYPES[self.dtype]) if tensor.is_floating_point() else tensor
+            moved[name] = cast if self.device == "cpu" else cast.pin_memory().to(self.device, non_blocking=True)
+        return moved
+
+    @torch.inference_mode()
+    def forward_collated(self, operation: Operation, collated: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        features = self.encode(operation, collated)
+        return list(F.normalize(features.float(), dim=-1).cpu())
+
+    def forward(self, operation: Operation, batch: Sequence[Any]) -> Sequence[Tensor]:
+        return self.forward_collated(operation, self.collate(operation, batch))
+
+    def finish(self, operation: Operation, raw: Tensor) -> NDArray[np.float32]:  # noqa: ARG002
+        return raw.numpy().astype(np.float32, copy=False)
+
+    def max_batch(self, operation: Operation) -> int:  # noqa: ARG002
+        return _MAX_BATCH["cpu" if self.device == "cpu" else "cuda"]
