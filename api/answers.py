@@ -56,7 +56,7 @@ class JobAnswer(_Answer):
     status: JobStatus
     done: bool = Field(description="Whether it has ended: nothing changes any more unless somebody asks for a retry.")
     priority: Priority
-    model: str
+    model: str | None = Field(description="Null for work on a collection of your own vectors.")
     model_fingerprint: str
     collection: str | None
     counts: Counts
@@ -106,7 +106,7 @@ class ManifestAnswer(_Answer):
 
 class CollectionAnswer(_Answer):
     name: str
-    model: str
+    model: str | None = Field(description="Null: it holds vectors of your own.")
     model_fingerprint: str
     dim: int
     count: int = Field(description="Items in it now.")

@@ -26,6 +26,8 @@ from revln.models.base import ModelInfo
 __all__ = ["submit"]
 
 _BUSY_LEAST_S, _BUSY_MOST_S = 5, 3_600
+# Items of a chunk for which nothing has to be computed: a chunk costs some ten milliseconds, whatever is in it.
+_MANY_ITEMS = 1_000
 _LINE_MAX_BYTES = 2**20  # the longest item, fully escaped, takes a fifth of it
 _RANGE_MAX_BYTES = 64 * 2**20  # what a worker reads of a manifest at once, blank lines included
 
@@ -44,17 +46,20 @@ def submit(state: ApiState, body: SubmitBody, idempotency_key: str | None) -> tu
         # First of all: a repeat gets its job even if the service is busy now, or the collection gone.
         if known := find_by_key(connection, idempotency_key, request_sha256):
             return known, False
-    info, collection = _model_and_collection(state, body.model, parameters)
-    if parameters.get("min_score") == AUTO and info.match_min_score is None:
-        raise invalid("/input/min_score", NO_MATCH_SCORE.format(info.name))
+    info, collection = _model_and_collection(state, kind.name, body.model, parameters)
+    if parameters.get("min_score") == AUTO and (info is None or info.match_min_score is None):
+        raise invalid("/input/min_score", NO_MATCH_SCORE.format(info.name if info else "none"))
     items = parameters.pop(kind.items_field, None) or parameters.pop("ids", None)
+    if parameters.get("operation") == "delete" and "filter" in parameters:
+        items = [None]  # what passes is known when it runs
     source = parameters.get(kind.source_field)
+    chunk_items = _MANY_ITEMS if _is_quick(parameters, collection) else kind.chunk_items
     if items is not None:
-        _take_inline(state, items, f"/input/{kind.items_field}", collection)
-        total, chunks = len(items), list(_slices(items, kind.chunk_items))
+        _take_inline(state, items, f"/input/{kind.items_field}", collection if kind.name == "search" else None)
+        total, chunks = len(items), list(_slices(items, chunk_items))
     else:
         assert source is not None
-        total, chunks = _manifest_chunks(state, source["sha256"], kind)
+        total, chunks = _manifest_chunks(state, source["sha256"], kind, chunk_items)
     _refuse_when_busy(state, total)
     job, new = submit_job(
         state.db,
@@ -70,8 +75,8 @@ def submit(state: ApiState, body: SubmitBody, idempotency_key: str | None) -> tu
             metadata=sent.get("metadata", {}),
             tag=_tag(sent.get("metadata", {})),
             retention_s=body.retention_s or state.settings.retention_s,
-            model=info.name,
-            model_fingerprint=info.fingerprint if kind.whole_model else info.joint_fingerprint,
+            model=info.name if info else None,
+            model_fingerprint=_fingerprint(kind, info, collection),
             collection=collection.name if collection else None,
             deadline_s=body.deadline_s,
             idempotency_key=idempotency_key,
@@ -84,9 +89,12 @@ def submit(state: ApiState, body: SubmitBody, idempotency_key: str | None) -> tu
 
 
 def _model_and_collection(
-    state: ApiState, wanted: str | None, parameters: dict[str, Any]
-) -> tuple[ModelInfo, Collection | None]:
-    """The model that the job runs on: the one named, else the collection's, else the default."""
+    state: ApiState, kind: str, wanted: str | None, parameters: dict[str, Any]
+) -> tuple[ModelInfo | None, Collection | None]:
+    """The model that the job runs on: the one named, else the collection's, else the default.
+
+    None: the collection holds the user's own vectors.
+    """
     collection = None
     if (name := parameters.get("collection")) is not None:
         try:
@@ -94,6 +102,15 @@ def _model_and_collection(
                 collection = get_collection(connection, name)
         except NotFound as err:
             raise invalid("/input/collection", err.message) from err
+    given = parameters.get("vectors_of")
+    if collection is not None and given is not None and given != collection.model_fingerprint:
+        raise FingerprintMismatch(f"Collection {name!r} holds {collection.holds}; the items' vectors are of {given}.")
+    if collection is not None and not collection.has_model:
+        if wanted is not None:
+            raise invalid("/model", f"collection {name!r} holds {collection.holds} and has no model; leave it out")
+        if kind not in ("index", "search"):
+            raise invalid("/input/collection", f"{name!r} holds {collection.holds}; only a model's can be used here")
+        return None, collection
     try:
         info = state.catalog.describe(wanted or (collection.model if collection else state.catalog.default))
     except NotFound as err:
@@ -106,19 +123,44 @@ def _model_and_collection(
     return info, collection
 
 
+def _fingerprint(kind: JobKind, info: ModelInfo | None, collection: Collection | None) -> str | None:
+    if info is None:
+        return collection.model_fingerprint if collection else None
+    return info.fingerprint if kind.whole_model else info.joint_fingerprint
+
+
+def _is_quick(parameters: dict[str, Any], collection: Collection | None) -> bool:
+    """Whether an item is only written down, and nothing has to be computed for it."""
+    writes_only = parameters.get("operation") == "delete" or "vectors_of" in parameters
+    return "operation" in parameters and (writes_only or (collection is not None and not collection.has_model))
+
+
 def _take_inline(state: ApiState, items: list[Any], pointer: str, collection: Collection | None) -> None:
-    """Move base64 images into the blob store (rows stay small, the same bytes are kept once) and check vectors."""
+    """Move base64 images into the blob store (rows stay small, the same bytes are kept once).
+
+    With a ``collection`` they are queries, which must be such as can be asked of it.
+    """
     for part, place in _parts(items, pointer):
-        vector, image = part.get("vector"), part.get("image") or {}
-        if vector is not None and collection is not None and len(vector) != collection.dim:
-            detail = f"{len(vector)} dimensions; vectors of collection {collection.name!r} have {collection.dim}"
-            raise invalid(f"{place}/vector", detail)
+        image = part.get("image") or {}
+        if collection is not None:
+            _check_query(part, place, collection)
         if (encoded := image.pop("base64", None)) is not None:
             try:
                 data = base64.b64decode(encoded, validate=True)
             except (binascii.Error, ValueError) as err:
                 raise invalid(f"{place}/image/base64", f"not base64: {err}") from err
             image["sha256"] = state.blobs.put(data, "images")
+
+
+def _check_query(part: dict[str, Any], place: str, collection: Collection) -> None:
+    vector = part.get("vector")
+    if vector is not None and len(vector) != collection.dim:
+        detail = f"{len(vector)} dimensions; vectors of collection {collection.name!r} have {collection.dim}"
+        raise invalid(f"{place}/vector", detail)
+    unread = next((name for name in ("text", "image") if name in part), None)
+    if unread and not collection.has_model:
+        detail = f"collection {collection.name!r} holds {collection.holds} and has no model to read this with"
+        raise invalid(f"{place}/{unread}", f"{detail}; search it by vector or by id")
 
 
 def _parts(items: list[Any], pointer: str) -> Iterator[tuple[dict[str, Any], str]]:
@@ -136,7 +178,7 @@ def _slices(items: list[Any], size: int) -> Iterator[NewChunk]:
         yield NewChunk(start, len(part), items=part)
 
 
-def _manifest_chunks(state: ApiState, sha256: str, kind: JobKind) -> tuple[int, list[NewChunk]]:
+def _manifest_chunks(state: ApiState, sha256: str, kind: JobKind, chunk_items: int) -> tuple[int, list[NewChunk]]:
     """Cut a manifest into byte ranges of ``chunk_items`` lines each, without ever holding it in memory."""
     pointer = f"/input/{kind.source_field}/sha256"
     chunks: list[NewChunk] = []
@@ -144,7 +186,7 @@ def _manifest_chunks(state: ApiState, sha256: str, kind: JobKind) -> tuple[int, 
     try:
         with state.blobs.open(sha256, "manifests") as file:
             for begin, stop in _lines(file, pointer, state.settings.max_job_items):
-                if in_chunk == kind.chunk_items or (in_chunk and stop - start > _RANGE_MAX_BYTES):
+                if in_chunk == chunk_items or (in_chunk and stop - start > _RANGE_MAX_BYTES):
                     chunks.append(NewChunk(total - in_chunk, in_chunk, source_offset=start, source_length=end - start))
                     in_chunk = 0
                 if not in_chunk:

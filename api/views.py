@@ -81,7 +81,7 @@ def _eta_s(job: Job, done_items: int) -> float | None:
 def collection_view(collection: Collection) -> dict[str, Any]:
     return {
         "name": collection.name,
-        "model": collection.model,
+        "model": collection.model or None,
         "model_fingerprint": collection.model_fingerprint,
         "dim": collection.dim,
         "count": collection.count,

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,14 +133,17 @@ class Context:
                 return ItemError(f"Something went wrong inside revln ({type(err).__name__}); the log has more.")
 
 
-def parse_items(todo: Iterable[Todo]) -> list[tuple[Todo, Item | ItemInvalid]]:
+_Schema = TypeVar("_Schema", bound=Item)
+
+
+def parse_items(todo: Iterable[Todo], schema: type[_Schema]) -> list[tuple[Todo, _Schema | ItemInvalid]]:
     """Each item in its schema. The API has checked inline items; a manifest's lines are checked here, one by one."""
-    return [(one, _parse(one.raw)) for one in todo]
+    return [(one, _parse(one.raw, schema)) for one in todo]
 
 
-def _parse(raw: Any) -> Item | ItemInvalid:
+def _parse(raw: Any, schema: type[_Schema]) -> _Schema | ItemInvalid:
     try:
-        return Item.model_validate(json.loads(raw) if isinstance(raw, bytes) else raw)
+        return schema.model_validate(json.loads(raw) if isinstance(raw, bytes) else raw)
     except ValidationError as err:
         first = err.errors()[0]
         where = "/".join(str(part) for part in first["loc"]) or "item"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from revln.db.collections import Collection, live_seqs, rows_by_seq, vectors_by_seq
-from revln.db.results import vectors_from_bytes
+from revln.db.collections import Collection, live_seqs, rows_by_seq
+from revln.db.log import read_vectors
 from worker.context import Context
 
 __all__ = ["Wanted", "nearest"]
@@ -106,15 +106,15 @@ def _kept(hits: list[tuple[int, float]], wanted: Wanted, hidden: dict[str, int |
 
 def _folded(context: Context, collection: Collection, hits: list[_Found], dedup: float) -> list[_Found]:
     """Each hit that is as near as ``dedup`` to a better one joins the best such."""
+    seqs = np.array(sorted(hit.seq for hit in hits), dtype=np.int64)
     with context.runtime.db.read() as connection:
-        stored = vectors_by_seq(connection, collection.id, [hit.seq for hit in hits])
-    hits = [hit for hit in hits if hit.seq in stored]
-    if not hits:
-        return []
-    rows = vectors_from_bytes(b"".join(stored[hit.seq] for hit in hits), len(hits))
+        there, rows = read_vectors(connection, collection.id, seqs, collection.dim)
+    place = {int(seq): at for at, seq in enumerate(there)}
+    hits = [hit for hit in hits if hit.seq in place]
     kept: list[tuple[_Found, list[int]]] = []
     chosen = np.empty_like(rows)
-    for hit, row in zip(hits, rows, strict=True):
+    for hit in hits:
+        row = rows[place[hit.seq]]
         near = np.flatnonzero(chosen[: len(kept)] @ row >= dedup)
         if len(near):
             kept[near[0]][1].append(hit.seq)

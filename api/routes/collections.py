@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Path, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import JSONResponse
 
 from api.answers import CollectionAnswer, CollectionPage, CollectionsAnswer
 from api.paging import decode_cursor, encode_cursor
 from api.problems import invalid
-from api.state import State
+from api.state import ApiState, State
 from api.views import collection_view, item_view
 from revln.db import collections as db_collections
 from revln.errors import NotFound
 from revln.jobs.filters import Filter, FilterError, parse_filter
+from revln.jobs.index_schemas import MAX_DIM
 from revln.jobs.schemas import CollectionName, Metadata
 
 __all__ = ["router"]
@@ -28,12 +29,21 @@ _ONE: dict[int | str, dict[str, Any]] = {200: {"model": CollectionAnswer}}
 
 
 class CollectionBody(BaseModel):
-    """A collection's vectors are of one model for ever."""
+    """A collection's vectors are all of one model; or they are yours, all of one length."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     model: Annotated[str, Field(max_length=128)] | None = None
+    dim: Annotated[int, Field(ge=1, le=MAX_DIM)] | None = Field(
+        None, description="For vectors of your own: how many numbers each has. Such a collection has no model."
+    )
     metadata: Metadata = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _model_or_dim(self) -> Self:
+        if self.model is not None and self.dim is not None:
+            raise ValueError("give model or dim: a model's vectors have the model's length")
+        return self
 
 
 @router.put(
@@ -43,16 +53,30 @@ class CollectionBody(BaseModel):
 )
 def put(name: Name, state: State, body: CollectionBody | None = None) -> Response:
     body = body or CollectionBody()
+    model, fingerprint, dim = _vectors_of(state, name, body)
+    collection, new = db_collections.create_collection(state.db, name, model, fingerprint, dim, body.metadata)
+    return JSONResponse(collection_view(collection), 201 if new else 200)
+
+
+def _vectors_of(state: ApiState, name: str, body: CollectionBody) -> tuple[str, str, int]:
+    """The model ("" for the user's own vectors), its fingerprint, and the dimension."""
+    if body.dim is not None:
+        return "", f"vectors-{body.dim}", body.dim
+    if body.model is None:
+        # One that is there is what it is, whatever the default model.
+        try:
+            with state.db.read() as connection:
+                known = db_collections.get_collection(connection, name)
+            return known.model, known.model_fingerprint, known.dim
+        except NotFound:
+            pass
     try:
         info = state.catalog.describe(body.model or state.catalog.default)
     except NotFound as err:
         raise invalid("/model", err.message) from err
     if info.dim is None:
         raise invalid("/model", f"model {info.name} makes no vectors")
-    collection, new = db_collections.create_collection(
-        state.db, name, info.name, info.joint_fingerprint, info.dim, body.metadata
-    )
-    return JSONResponse(collection_view(collection), 201 if new else 200)
+    return info.name, info.joint_fingerprint, info.dim
 
 
 @router.get("", summary="List collections", responses={200: {"model": CollectionsAnswer}})

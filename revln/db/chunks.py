@@ -29,6 +29,7 @@ __all__ = [
     "end_chunk",
     "finish_chunk",
     "heartbeat",
+    "hold_chunk",
     "release_chunk",
 ]
 
@@ -156,6 +157,17 @@ def heartbeat(db: Database, claims: Sequence[Claim], lease_s: float) -> list[boo
             )
             for claim in claims
         ]
+
+
+def hold_chunk(connection: Connection, claim: Claim) -> None:
+    """Make sure that the chunk stays ours until this transaction ends: for what is written before the last one.
+
+    Raises LeaseLost.
+    """
+    columns = tables.chunks.c
+    held = connection.execute(update(tables.chunks).where(_held(claim)).values(lease_until=columns.lease_until))
+    if not held.rowcount:
+        raise LeaseLost(f"Chunk {claim.number} of job {claim.job.id} is no longer ours at attempt {claim.attempt}.")
 
 
 def finish_chunk(

@@ -30,7 +30,6 @@ __all__ = [
     "live_seqs",
     "matching_seqs",
     "rows_by_seq",
-    "vectors_by_seq",
 ]
 
 _IN_BATCH = 500  # values in one IN (…); SQLite's own limit is far higher, its planner is happier here
@@ -38,7 +37,10 @@ _IN_BATCH = 500  # values in one IN (…); SQLite's own limit is far higher, its
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """One row of ``collections``. ``count`` is of live items, ``head_seq`` of log rows."""
+    """One row of ``collections``. ``count`` is of live items, ``head_seq`` of log rows.
+
+    One that holds the user's own vectors has no model: "".
+    """
 
     id: str
     name: str
@@ -51,6 +53,16 @@ class Collection:
     created_at: float
     updated_at: float
 
+    @property
+    def has_model(self) -> bool:
+        return bool(self.model)
+
+    @property
+    def holds(self) -> str:
+        """In words."""
+        made_by = f"vectors of {self.model} ({self.model_fingerprint})" if self.has_model else "your own vectors"
+        return f"{made_by} of {self.dim} dimensions"
+
 
 _COLUMNS = [tables.collections.c[field.name] for field in fields(Collection)]
 
@@ -60,6 +72,7 @@ def create_collection(
 ) -> tuple[Collection, bool]:
     """Make a collection, or find the one of that name; the collection, and whether it is new.
 
+    Without a ``model`` ("") it is for the user's own vectors, whose fingerprint says no more than their length.
     Raises Conflict if the name is taken by a collection of another model.
     """
     identity: UUID = uuid7()
@@ -82,9 +95,10 @@ def create_collection(
         with db.read() as connection:
             known = get_collection(connection, name)
         if known.model_fingerprint != fingerprint:
+            wanted = f"model {model} ({fingerprint})" if model else f"{dim} dimensions of your own"
+            exists = f"model {known.model} ({known.model_fingerprint})" if known.has_model else known.holds
             raise Conflict(
-                f"Collection {name!r} exists with model {known.model} ({known.model_fingerprint}), not {model} "
-                f"({fingerprint}). Use another name, or delete it first."
+                f"Collection {name!r} exists with {exists}, not {wanted}. Use another name, or delete it first."
             ) from None
         return known, False
 
@@ -132,19 +146,6 @@ def rows_by_seq(connection: Connection, collection_id: str, seqs: Sequence[int])
             columns.collection_id == collection_id, columns.seq.in_(unique[start : start + _IN_BATCH])
         )
         found.update({row.seq: dict(row._mapping) for row in connection.execute(query)})
-    return found
-
-
-def vectors_by_seq(connection: Connection, collection_id: str, seqs: Sequence[int]) -> dict[int, bytes]:
-    """The stored vectors of rows of the log; rows that are not there are left out."""
-    columns = tables.vectors.c
-    found: dict[int, bytes] = {}
-    unique = list(dict.fromkeys(seqs))
-    for start in range(0, len(unique), _IN_BATCH):
-        query = select(columns.seq, columns.vector).where(
-            columns.collection_id == collection_id, columns.seq.in_(unique[start : start + _IN_BATCH])
-        )
-        found.update({row.seq: row.vector for row in connection.execute(query)})
     return found
 
 

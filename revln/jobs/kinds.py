@@ -11,13 +11,12 @@ from enum import StrEnum
 
 from pydantic import BaseModel
 
+from revln.jobs.index_schemas import IndexInput, IndexResult
 from revln.jobs.schemas import (
     CaptionInput,
     CaptionResult,
     EmbedInput,
     EmbedResult,
-    IndexInput,
-    IndexResult,
 )
 from revln.jobs.search_schemas import SearchInput, SearchResult
 

@@ -8,7 +8,7 @@ manifest.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -35,11 +35,10 @@ __all__ = [
     "FilterJson",
     "ImageHandle",
     "ImageRef",
-    "IndexInput",
-    "IndexResult",
     "Item",
     "ItemFailure",
     "ItemId",
+    "ItemResult",
     "ItemsInput",
     "ManifestRef",
     "Metadata",
@@ -103,7 +102,7 @@ FilterJson = Annotated[
     Field(description="A filter on the items' metadata, see docs/search.md.", examples=[{"year": {"gte": 2020}}]),
 ]
 
-_SHA = "0f" * 32  # stands for an uploaded picture or manifest in the examples
+SHA_EXAMPLE = "0f" * 32  # stands for an uploaded picture or manifest in the examples
 
 
 class Strict(BaseModel):
@@ -170,39 +169,8 @@ class EmbedInput(ItemsInput):
     """Turn each item into a unit-norm vector of the model's joint space."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"items": [{"text": "a dog on a beach"}, {"image": {"sha256": _SHA}}]}]}
+        json_schema_extra={"examples": [{"items": [{"text": "a dog on a beach"}, {"image": {"sha256": SHA_EXAMPLE}}]}]}
     )
-
-
-class IndexInput(Strict):
-    """Change a collection: upsert items (the user's id replaces), or delete by ids."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "collection": "holiday",
-                    "items": [{"id": "dsc-1", "image": {"sha256": _SHA}, "metadata": {"year": 2026}}],
-                }
-            ]
-        }
-    )
-
-    collection: CollectionName
-    operation: Literal["upsert", "delete"] = "upsert"
-    items: Annotated[list[Item], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None
-    manifest: ManifestRef | None = None
-    ids: Annotated[list[ItemId], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None
-
-    @model_validator(mode="after")
-    def _operation_and_source(self) -> Self:
-        given = [name for name in ("items", "manifest", "ids") if getattr(self, name) is not None]
-        wanted = ["ids"] if self.operation == "delete" else ["items", "manifest"]
-        if len(given) != 1 or given[0] not in wanted:
-            raise ValueError(
-                f"{self.operation} needs exactly one of {', '.join(wanted)}; got {', '.join(given) or 'none'}"
-            )
-        return self
 
 
 class CaptionItem(Item):
@@ -216,7 +184,7 @@ class CaptionInput(ItemsInput):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"items": [{"id": "dsc-1", "image": {"sha256": _SHA}}], "collection": "holiday"}]
+            "examples": [{"items": [{"id": "dsc-1", "image": {"sha256": SHA_EXAMPLE}}], "collection": "holiday"}]
         }
     )
 
@@ -265,13 +233,13 @@ class ItemFailure(BaseModel):
     retryable: bool = False
 
 
-class _ItemResult(BaseModel):
+class ItemResult(BaseModel):
     index: int = Field(description="The item's place in the order in which it was given, from 0.")
     id: str | None = None
     error: ItemFailure | None = None
 
 
-class EmbedItemResult(_ItemResult):
+class EmbedItemResult(ItemResult):
     embedding: list[float] | None = None
 
 
@@ -281,17 +249,6 @@ class EmbedResult(BaseModel):
     dim: int
     model: str
     model_fingerprint: str
-
-
-class IndexItemResult(_ItemResult):
-    seq: int | None = Field(None, description="The row of the collection's log that carries this change.")
-
-
-class IndexResult(BaseModel):
-    items: list[IndexItemResult]
-    total: int
-    collection: str
-    head_seq: int
 
 
 class ImageHandle(BaseModel):
@@ -309,7 +266,7 @@ class EvidenceText(BaseModel):
     score: float
 
 
-class CaptionItemResult(_ItemResult):
+class CaptionItemResult(ItemResult):
     captions: list[CaptionText] | None = None
     evidence: list[EvidenceText] | None = None
 

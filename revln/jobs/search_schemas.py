@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+from revln.jobs.index_schemas import MAX_DIM
 from revln.jobs.schemas import (
     CollectionName,
     FilterJson,
@@ -39,7 +40,7 @@ class QueryPart(Strict):
     text: Text | None = None
     image: ImageRef | None = None
     id: ItemId | None = None
-    vector: Annotated[list[float], Field(min_length=1, max_length=16_384)] | None = None
+    vector: Annotated[list[float], Field(min_length=1, max_length=MAX_DIM)] | None = None
     weight: Annotated[float, Field(ge=-100, le=100)] = 1.0
 
     @field_validator("text")

@@ -25,7 +25,7 @@ def run_caption(context: Context) -> Done:
     assert context.job.model is not None
     loaded = context.runtime.models.get(context.job.model, context.job.model_fingerprint)
     loaded.require(Operation.CAPTION)
-    parsed = parse_items(context.todo)
+    parsed = parse_items(context.todo, Item)
     contents = item_contents(context, [_with_image(item) for _, item in parsed])
     evidence = _evidence(context, loaded, contents)
     pool = context.runtime.prepare_pools[context.priority]

@@ -13,7 +13,7 @@ __all__ = ["load_embedder", "run_embed"]
 
 def run_embed(context: Context) -> Done:
     loaded = load_embedder(context)
-    parsed = parse_items(context.todo)
+    parsed = parse_items(context.todo, Item)
     vectors = embed(context, loaded, item_contents(context, [item for _, item in parsed]))
     return Done(
         [

@@ -17,8 +17,8 @@ from revln.jobs.search_schemas import AUTO, NO_MATCH_SCORE, Query, QueryPart, de
 from worker.context import Context, Done, Outcome
 from worker.embedding import embed, item_contents
 from worker.handlers.embed import load_embedder
-from worker.handlers.index import open_collection
 from worker.nearest import Wanted, nearest
+from worker.operations import open_collection
 
 __all__ = ["run_search"]
 
