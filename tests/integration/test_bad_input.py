@@ -570,8 +570,8 @@ def test_a_last_event_id_that_is_none_is_422(stack: Stack, seen: str) -> None:
 
 @pytest.mark.parametrize(
     ("body", "pointer"),
-    [({"model": "nope"}, "/model"), ({"metadata": {"a": "\0"}}, "/metadata"), ({"size": 3}, "/size"), ({"dim": 0}, "/dim"),
-     ({"metadata": {"a": "x" * 20_000}}, "/metadata"), ([], ""), ({"model": 7}, "/model")],
+    [({"model": "nope"}, "/model"), ({"metadata": {"a": "\0"}}, "/metadata"), ({"size": 3}, "/size"),
+     ({"dim": 0}, "/dim"), ({"metadata": {"a": "x" * 20_000}}, "/metadata"), ([], ""), ({"model": 7}, "/model")],
 )  # fmt: skip
 def test_a_collection_is_made_of_good_parts_only(stack: Stack, body: Any, pointer: str) -> None:
     refused = problem(stack.http.put("/v1/collections/fresh", json=body), 422, "validation_failed")
