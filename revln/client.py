@@ -11,6 +11,7 @@ Idempotency-Key, so that a repeated one is the same job. Errors are those of ``r
 
 from __future__ import annotations
 
+import json
 import mimetypes
 import random
 import time
@@ -195,8 +196,34 @@ class RevlnClient:
     def thumbnail(self, sha256: str, width: int) -> bytes:
         return self._send("GET", f"/v1/images/{quote(sha256)}", params={"width": width}).content
 
-    def create_collection(self, name: str, model: str | None = None) -> dict[str, Any]:
-        return self._json("PUT", f"/v1/collections/{quote(name)}", json={"model": model} if model else {})
+    def create_collection(self, name: str, model: str | None = None, *, dim: int | None = None) -> dict[str, Any]:
+        """Make a collection of a model's vectors, or of your own of ``dim`` numbers; or find the one that is there."""
+        body = {name: value for name, value in (("model", model), ("dim", dim)) if value is not None}
+        return self._json("PUT", f"/v1/collections/{quote(name)}", json=body)
+
+    def collection(self, name: str) -> dict[str, Any]:
+        return self._json("GET", f"/v1/collections/{quote(name)}")
+
+    def item_pages(
+        self, name: str, *, filter: Mapping[str, Any] | None = None, vectors: bool = False, page_items: int = 1000
+    ) -> Iterator[list[dict[str, Any]]]:
+        """A collection's items in the order of their ids, those that pass the filter; ``vector_b64`` with vectors."""
+        params: dict[str, Any] = {"limit": page_items, "vectors": vectors}
+        if filter is not None:
+            params["filter"] = json.dumps(filter)
+        while True:
+            page = self._json("GET", f"/v1/collections/{quote(name)}/items", params=params)
+            yield page["items"]
+            if not page["next_cursor"]:
+                return
+            params["cursor"] = page["next_cursor"]
+
+    def search(self, collection: str, *queries: Any, **options: Any) -> list[dict[str, Any]]:
+        """Search and wait: for each query its hits or its error, in order. Options are the job's input: k, filter, …"""
+        asked = {"collection": collection, "queries": list(queries), **options}
+        job = self.wait(self.submit("search", asked, priority="interactive")["id"])
+        found: list[dict[str, Any]] = self.result(job["id"])["results"]
+        return found
 
     def collections(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self._json("GET", "/v1/collections")["collections"]

@@ -48,14 +48,16 @@ url_option = click.option(
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the API's own JSON, for programs.")
 
 
-def connect(url: str | None) -> RevlnClient:
-    """A client of ``url``, or of where the settings say that the API is; the key comes from the settings."""
+def connect(url: str | None, *, retry_for_s: float = 5.0) -> RevlnClient:
+    """A client of ``url``, or of where the settings say that the API is; the key comes from the settings.
+
+    Someone waits at a terminal: it says soon that nobody answers, unless it is in the middle of long work.
+    """
     settings = Settings.from_env()
     if not url:
         host = "127.0.0.1" if settings.api_host in ("0.0.0.0", "::") else settings.api_host  # noqa: S104 - a comparison
         url = settings.public_url or f"http://{f'[{host}]' if ':' in host else host}:{settings.api_port}"
-    # Someone waits at a terminal: say soon that nobody answers.
-    return RevlnClient(url, settings.api_key.get_secret_value() or None, retry_for_s=5.0)
+    return RevlnClient(url, settings.api_key.get_secret_value() or None, retry_for_s=retry_for_s)
 
 
 def kind_command(name: str) -> click.Command:

@@ -1,0 +1,230 @@
+"""Files of vectors and what belongs to them, read as items a piece at a time.
+
+- ``vectors.npy`` with ``metadata.jsonl`` or ``metadata.parquet``: row i belongs to line i
+- a Parquet file with a column of vectors
+- a folder that clip-retrieval wrote: ``img_emb/*.npy`` (or ``text_emb``) beside ``metadata/*.parquet``
+- a folder that `revln index export` wrote
+
+Of a row's fields ``id``, ``text`` (or ``caption``), ``image_sha256`` and ``metadata`` are the item's; all others become
+metadata. Without an id a row's number is its id.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from revln.errors import UsersError
+
+__all__ = ["COLLECTION_FILE", "ITEMS_FILE", "VECTORS_FILE", "Piece", "Source", "open_source", "parquet"]
+
+# What an export is made of.
+COLLECTION_FILE, ITEMS_FILE, VECTORS_FILE = "collection.json", "items.parquet", "vectors.npy"
+
+_ROWS = 5_000  # of a piece
+_VECTOR_COLUMNS = ("vector", "embedding", "embeddings", "image_embedding")
+_LINE_BYTES = 2**20
+
+Piece = tuple[NDArray[np.float32], list[dict[str, Any]]]  # (N, D) and N items without their vectors
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """``pieces`` can be gone through once. ``count`` is what the files say beforehand."""
+
+    dim: int
+    count: int
+    pieces: Iterator[Piece]
+    model: str | None = None  # of an export: whose vectors these are
+    fingerprint: str | None = None
+
+
+def parquet() -> Any:
+    """pyarrow.parquet. Raises UsersError, saying what to install."""
+    try:
+        import pyarrow.parquet as found
+    except ImportError as err:
+        raise UsersError("Parquet files are read and written by pyarrow: pip install pyarrow.") from err
+    return found
+
+
+def open_source(paths: Sequence[Path], *, vectors: str = "img_emb", id_field: str = "id") -> Source:
+    """The items in these files.
+
+    Raises:
+        UsersError: the files are none of the forms above, are damaged, or do not fit together.
+    """
+    first = paths[0]
+    if len(paths) == 1 and (first / COLLECTION_FILE).is_file():
+        about = json.loads((first / COLLECTION_FILE).read_text())
+        source = _npy_with([(first / VECTORS_FILE, first / ITEMS_FILE)], id_field)
+        return replace(source, model=about["model"], fingerprint=about["model_fingerprint"] if about["model"] else None)
+    if len(paths) == 1 and first.is_dir():
+        return _npy_with(_clip_retrieval(first, vectors), id_field)
+    if len(paths) == 1 and first.suffix == ".parquet":
+        return _parquet_with_vectors(first, id_field)
+    if len(paths) == 2 and first.suffix == ".npy" and paths[1].suffix in (".jsonl", ".parquet"):
+        return _npy_with([(first, paths[1])], id_field)
+    raise UsersError(
+        f"{' '.join(map(str, paths))}: give vectors.npy with metadata.jsonl or metadata.parquet, one Parquet file with "
+        "a column of vectors, or a folder that clip-retrieval or 'revln index export' wrote."
+    )
+
+
+def _clip_retrieval(folder: Path, vectors: str) -> list[tuple[Path, Path]]:
+    pairs = []
+    for file in sorted((folder / vectors).glob(f"{vectors}_*.npy"), key=_number):
+        metadata = folder / "metadata" / f"metadata_{_number(file)}.parquet"
+        if not metadata.is_file():
+            raise UsersError(f"{file} has no {metadata} beside it.")
+        pairs.append((file, metadata))
+    if not pairs:
+        raise UsersError(f"{folder} holds neither {COLLECTION_FILE} nor {vectors}/{vectors}_0.npy: nothing to import.")
+    return pairs
+
+
+def _number(file: Path) -> int:
+    found = re.search(r"(\d+)$", file.stem)
+    return int(found[1]) if found else -1
+
+
+def _npy_with(pairs: list[tuple[Path, Path]], id_field: str) -> Source:
+    arrays = [_array(file) for file, _ in pairs]
+    dims = {array.shape[1] for array in arrays}
+    if len(dims) != 1:
+        raise UsersError(f"The vectors are of different lengths: {', '.join(map(str, sorted(dims)))}.")
+
+    def pieces() -> Iterator[Piece]:
+        before = 0
+        for (file, metadata), array in zip(pairs, arrays, strict=True):
+            at = 0
+            for rows in _rows(metadata):
+                part = array[at : at + len(rows)]
+                at += len(rows)
+                if at > len(array):
+                    break
+                yield part.astype(np.float32), _items(rows, before + at - len(rows), id_field)
+            if at != len(array):
+                other = "more" if at > len(array) else at
+                raise UsersError(f"{file} has {len(array)} rows, {metadata} has {other}: they do not belong together.")
+            before += at
+
+    return Source(dims.pop(), sum(map(len, arrays)), pieces())
+
+
+def _array(file: Path) -> NDArray[Any]:
+    try:
+        found = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as err:
+        raise UsersError(f"{file} cannot be read as an array: {err}") from err
+    if found.ndim != 2 or found.dtype.kind != "f" or not found.shape[1]:
+        raise UsersError(f"{file} holds {found.dtype} of shape {found.shape}; (N, D) floats are wanted.")
+    return found  # type: ignore[no-any-return]
+
+
+def _rows(file: Path) -> Iterator[list[dict[str, Any]]]:
+    if file.suffix == ".parquet":
+        for batch in _open_parquet(file).iter_batches(batch_size=_ROWS):
+            yield batch.to_pylist()
+        return
+    with file.open("rb") as lines:
+        rows: list[dict[str, Any]] = []
+        for number, line in enumerate(iter(lambda: lines.readline(_LINE_BYTES), b""), start=1):
+            rows.append(_object(file, number, line))
+            if len(rows) == _ROWS:
+                yield rows
+                rows = []
+        if rows:
+            yield rows
+
+
+def _object(file: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as err:
+        raise UsersError(f"{file}, line {number} is not JSON: {err}") from err
+    if not isinstance(found, dict):
+        raise UsersError(f"{file}, line {number} is no object.")
+    return found
+
+
+def _open_parquet(file: Path) -> Any:
+    arrow = parquet()
+    try:
+        return arrow.ParquetFile(file)
+    except (OSError, ValueError) as err:  # pyarrow's own errors are ValueErrors
+        raise UsersError(f"{file} cannot be read as Parquet: {err}") from err
+
+
+def _parquet_with_vectors(file: Path, id_field: str) -> Source:
+    opened = _open_parquet(file)
+    column = next((name for name in _VECTOR_COLUMNS if name in opened.schema_arrow.names), None)
+    if column is None:
+        there = ", ".join(opened.schema_arrow.names)
+        raise UsersError(f"{file} has columns {there}; one of {', '.join(_VECTOR_COLUMNS)} must be there.")
+    if not opened.metadata.num_rows:
+        raise UsersError(f"{file} has no rows.")
+    first = next(opened.iter_batches(batch_size=1, columns=[column]))
+    dim = _matrix(file, first.column(0)).shape[1]
+
+    def pieces() -> Iterator[Piece]:
+        at = 0
+        for batch in opened.iter_batches(batch_size=_ROWS):
+            matrix = _matrix(file, batch.column(batch.schema.get_field_index(column)))
+            yield matrix, _items(batch.drop_columns([column]).to_pylist(), at, id_field)
+            at += len(matrix)
+
+    return Source(dim, opened.metadata.num_rows, pieces())
+
+
+def _matrix(file: Path, column: Any) -> NDArray[np.float32]:
+    """A column of lists of numbers, or of float32 bytes, as (N, D)."""
+    try:
+        rows = column.to_pylist() if str(column.type) in ("binary", "large_binary") else None
+        flat = np.frombuffer(b"".join(rows), "<f4") if rows else column.flatten().to_numpy(zero_copy_only=False)
+        found = np.asarray(flat, dtype=np.float32).reshape(len(column), -1)
+    except (TypeError, ValueError, AttributeError) as err:
+        raise UsersError(f"{file}: the vectors are not all there, or not all of one length: {err}") from err
+    return found
+
+
+def _items(rows: Iterable[Mapping[str, Any]], first: int, id_field: str) -> list[dict[str, Any]]:
+    return [_item(dict(row), number, id_field) for number, row in enumerate(rows, start=first)]
+
+
+def _item(fields: dict[str, Any], number: int, id_field: str) -> dict[str, Any]:
+    given = fields.pop(id_field, None)
+    text = fields.pop("text", None) or fields.pop("caption", None)
+    image, metadata = fields.pop("image_sha256", None), fields.pop("metadata", None)
+    if isinstance(metadata, str):
+        metadata = json.loads(metadata)
+    others = {name: kept for name, value in fields.items() if (kept := _plain(value)) is not None}
+    item: dict[str, Any] = {"id": str(number if given is None else given), "metadata": {**others, **(metadata or {})}}
+    if text:
+        item["text"] = text
+    if image:
+        item["image"] = {"sha256": image}
+    return item
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it; None for what it cannot hold: bytes, NaN."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, float | Decimal):
+        return float(value) if math.isfinite(value) else None
+    return value if isinstance(value, str | int) else None
