@@ -16,6 +16,7 @@ from celery.signals import worker_init, worker_shutting_down
 from revln.broker import CANARY_QUEUE, CANARY_TASK, canary_key, connect_redis, make_celery, task_name
 from revln.errors import RevlnError, SettingsError
 from revln.jobs.kinds import KINDS, all_queues
+from revln.models.memory import keep_freed_memory
 from revln.settings import Settings
 from revln.telemetry import configure_logging
 from worker.execute import execute
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 def run(settings: Settings) -> int:
     """Run a worker until SIGTERM or SIGINT; the exit status."""
     configure_logging(settings)
+    keep_freed_memory()
     # It warns of root because of pickle; only JSON is accepted here.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     queues = choose_queues(settings.queues)
