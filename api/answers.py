@@ -25,6 +25,8 @@ __all__ = [
     "ModelsAnswer",
     "Problem",
     "ReadyAnswer",
+    "SnapshotAnswer",
+    "SnapshotsAnswer",
 ]
 
 
@@ -118,6 +120,28 @@ class CollectionAnswer(_Answer):
 
 class CollectionsAnswer(_Answer):
     collections: list[CollectionAnswer]
+
+
+class SnapshotAnswer(_Answer):
+    id: str
+    current: bool = Field(description="Whether searches begin with it.")
+    state: str = Field(description="ready; or damaged: its file was not what it was, and it is not used.")
+    type: str
+    factory: str = Field(description="In faiss's language.")
+    parameters: dict[str, Any]
+    up_to_seq: int = Field(description="The last row of the log that is in it; what came since is searched exactly.")
+    count: int
+    recall: float = Field(description="recall@10 of the collection's own held-out vectors, against exact search.")
+    qps: float = Field(description="Single queries a second on the machine that built it.")
+    exact_qps: float = Field(description="The same, looking at every vector.")
+    build_s: float
+    sha256: str
+    size_bytes: int
+    created_at: str
+
+
+class SnapshotsAnswer(_Answer):
+    snapshots: list[SnapshotAnswer]
 
 
 class ImageOf(_Answer):

@@ -11,10 +11,11 @@ from typing import Any
 from revln.broker import task_id
 from revln.db.collections import Collection
 from revln.db.jobs import Job
+from revln.db.snapshots import Snapshot
 from revln.jobs.state import JobStatus
 from revln.settings import Settings
 
-__all__ = ["collection_view", "etag", "item_view", "job_view", "matches", "result_view", "timestamp"]
+__all__ = ["collection_view", "etag", "item_view", "job_view", "matches", "result_view", "snapshot_view", "timestamp"]
 
 
 def timestamp(seconds: float | None) -> str | None:
@@ -89,6 +90,26 @@ def collection_view(collection: Collection) -> dict[str, Any]:
         "metadata": collection.metadata,
         "created_at": timestamp(collection.created_at),
         "updated_at": timestamp(collection.updated_at),
+    }
+
+
+def snapshot_view(snapshot: Snapshot, current_id: str | None) -> dict[str, Any]:
+    return {
+        "id": snapshot.id,
+        "current": snapshot.id == current_id,
+        "state": snapshot.state.value,
+        "type": snapshot.type,
+        "factory": snapshot.factory,
+        "parameters": snapshot.parameters,
+        "up_to_seq": snapshot.up_to_seq,
+        "count": snapshot.count,
+        "recall": round(snapshot.recall, 4),
+        "qps": round(snapshot.qps, 1),
+        "exact_qps": round(snapshot.exact_qps, 1),
+        "build_s": round(snapshot.build_s, 3),
+        "sha256": snapshot.sha256,
+        "size_bytes": snapshot.size_bytes,
+        "created_at": timestamp(snapshot.created_at),
     }
 
 

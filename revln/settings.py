@@ -100,6 +100,23 @@ class Settings(BaseModel):
         21_600, ge=60, description="When Redis delivers an unacknowledged message again; more than any chunk's timeout."
     )
 
+    # Indexes
+    index_recall: float = Field(
+        0.97, gt=0, le=1, description="Least recall@10 of a built index, measured on vectors held out of its training."
+    )
+    index_memory_bytes: int = Field(
+        8 * 2**30, ge=2**20, description="Most memory that one collection's index may take; auto chooses by it."
+    )
+    index_flat_rows: int = Field(
+        20_000, ge=0, description="Up to so many items, the index of type auto is flat: every vector is looked at."
+    )
+    index_tail_rows: int = Field(
+        50_000,
+        ge=0,
+        description="A snapshot is built by itself when the log has so many rows past the newest one. 0: never.",
+    )
+    index_snapshots: int = Field(3, ge=1, description="Snapshots of a collection that are kept, for rollback.")
+
     # The sweeper
     sweep_s: float = Field(2.0, gt=0, description="How often lost leases, unpublished chunks and ends are looked for.")
     republish_s: float = Field(

@@ -6,6 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from revln.db.chunks import (
     Claim,
     bury_chunk,
     claim_chunk,
-    crash_count,
     end_chunk,
     finish_chunk,
+    outlook,
     release_chunk,
 )
 from revln.db.results import vectors_from_bytes, vectors_to_bytes
@@ -54,9 +55,9 @@ def execute(runtime: Runtime, job_id: str, number: int) -> None:
         Unavailable: the database does not answer; the sweeper will find the chunk again.
     """
     with runtime.db.read() as connection:
-        suspect = crash_count(connection, job_id, number) > 0
+        crashes, kind, parameters = outlook(connection, job_id, number) or (0, "", {})
     # Before the claim: a lease must not run out in line.
-    with runtime.isolation.alone() if suspect else runtime.isolation.shared():
+    with _place(runtime, crashes, kind, parameters):
         claim = claim_chunk(runtime.db, job_id, number, runtime.worker_id, runtime.settings.lease_s)
         if claim is None:
             log.info("chunk %s.%d is not there to be run", job_id, number)
@@ -64,7 +65,8 @@ def execute(runtime: Runtime, job_id: str, number: int) -> None:
         if claim.job.chunks_running == 1:
             runtime.dispatcher.announce(job_id)
         started = time.monotonic()
-        with runtime.leases.hold(claim, KINDS[claim.job.kind].timeout_s) as lease:
+        timeout_s = KINDS[claim.job.kind].chunk_timeout_s(claim.job.input)
+        with runtime.leases.hold(claim, timeout_s) as lease:
             try:
                 ended = _run(runtime, lease)
             except LeaseLost as err:
@@ -72,6 +74,14 @@ def execute(runtime: Runtime, job_id: str, number: int) -> None:
                 return
         log.info("chunk %s.%d %s in %.2f s", job_id, number, ended, time.monotonic() - started)
     runtime.dispatcher.announce(job_id)
+
+
+def _place(runtime: Runtime, crashes: int, kind: str, parameters: dict[str, Any]) -> AbstractContextManager[None]:
+    """Beside other chunks; or alone, if it may be what killed a worker."""
+    if kind and KINDS[kind].runs_long(parameters):
+        # It works in a process of its own, so it kills no worker; and a suspect must not wait for hours to be alone.
+        return nullcontext()
+    return runtime.isolation.alone() if crashes else runtime.isolation.shared()
 
 
 def _run(runtime: Runtime, lease: Lease) -> str:

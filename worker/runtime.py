@@ -11,12 +11,15 @@ from uuid_utils.compat import uuid7
 from revln.blobs import BlobStore
 from revln.broker import Dispatcher
 from revln.db import workers
+from revln.db.collections import Collection
 from revln.db.engine import Database
+from revln.db.snapshots import Snapshot
 from revln.fetch import FetchPolicy, UrlFetcher
 from revln.images import ImageLimits
 from revln.jobs.kinds import Priority
 from revln.models.registry import ModelCatalog
 from revln.settings import Settings
+from worker.auto_build import ask_for_build
 from worker.filters import FilterCache
 from worker.indexes import IndexCache
 from worker.isolation import Isolation
@@ -49,7 +52,7 @@ class Runtime:
         self.image_limits = ImageLimits(max_pixels=settings.max_image_pixels)
         self.catalog = ModelCatalog(settings.models, settings.default_model)
         self.models = LoadedModels(settings, self.catalog)
-        self.indexes = IndexCache(self.db)
+        self.indexes = IndexCache(self.db, self.blobs, self._rebuild)
         self.filters = FilterCache(self.db)
         self.dispatcher = Dispatcher(settings, self.db)
         threads = settings.prepare_threads or settings.cores
@@ -67,6 +70,7 @@ class Runtime:
         self.leases.stop()
         for pool in (*self.prepare_pools.values(), self.fetch_pool):
             pool.shutdown(wait=False, cancel_futures=True)
+        self.indexes.close()
         self.models.close()
         workers.unregister(self.db, self.worker_id)
         self.dispatcher.close()
@@ -81,6 +85,9 @@ class Runtime:
             device=self.models.device,
             models=self.models.describe(),
         )
+
+    def _rebuild(self, collection: Collection, damaged: Snapshot) -> None:
+        ask_for_build(self.db, self.settings, collection, f"snapshot {damaged.id} is damaged", type=damaged.type)
 
     def _beat(self) -> None:
         if not workers.beat(self.db, self.worker_id, self.models.describe()):

@@ -11,13 +11,17 @@ from threading import Event, Thread
 from revln.db import sweep
 from revln.db.collections import list_collections
 from revln.errors import RevlnError
+from worker.auto_build import ask_for_builds
 from worker.runtime import Runtime
+from worker.snapshot_files import collect_files
 
 __all__ = ["Sweeper"]
 
 log = logging.getLogger(__name__)
 
 _HOUSEKEEPING_S = 60.0
+_BUILDS_S = 5.0
+_COLLECT_S = 3_600.0  # a walk over all snapshots' files
 
 
 class Sweeper:
@@ -27,7 +31,9 @@ class Sweeper:
         self._runtime = runtime
         self._stop = Event()
         self._thread = Thread(target=self._run, name="sweeper", daemon=True)
+        self._builds_at = time.monotonic()
         self._housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
+        self._collect_at = time.monotonic() + _COLLECT_S * random.random()  # noqa: S311 - jitter
 
     def start(self) -> None:
         self._thread.start()
@@ -41,9 +47,15 @@ class Sweeper:
         while not self._stop.wait(self._runtime.settings.sweep_s * random.uniform(0.75, 1.25)):  # noqa: S311
             self._step("recover", self._recover)
             self._step("publish", self._publish)
+            if time.monotonic() >= self._builds_at:
+                self._builds_at = time.monotonic() + _BUILDS_S
+                self._step("build", self._build)
             if time.monotonic() >= self._housekeeping_at:
                 self._housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
                 self._step("clean", self._clean)
+            if time.monotonic() >= self._collect_at:
+                self._collect_at = time.monotonic() + _COLLECT_S
+                self._step("collect", self._collect)
 
     def _step(self, name: str, work: Callable[[], None]) -> None:
         try:
@@ -64,6 +76,12 @@ class Sweeper:
     def _publish(self) -> None:
         for queue in sweep.waiting_queues(self._runtime.db):
             self._runtime.dispatcher.dispatch(queue)
+
+    def _build(self) -> None:
+        ask_for_builds(self._runtime.db, self._runtime.settings)
+
+    def _collect(self) -> None:
+        collect_files(self._runtime.db, self._runtime.blobs)
 
     def _clean(self) -> None:
         db = self._runtime.db

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -116,6 +117,32 @@ class BlobStore:
         path = blob_path(sha256, prefix)
         with answering(sha256, prefix):
             return self._files.open(path)
+
+    def open_checked(self, sha256: str, prefix: str) -> IO[bytes]:
+        """Open a blob too large for `get`, whose hash has been checked; a remote one is copied into a temporary file.
+
+        Raises:
+            ItemInvalid, ItemNotFound: as for `get`.
+        """
+        size = 0
+        for _ in range(2):
+            file, digest, size = self.open(sha256, prefix), hashlib.sha256(), 0
+            copy = None if isinstance(self._files, LocalFiles) else tempfile.TemporaryFile(prefix="revln-")  # noqa: SIM115
+            with answering(sha256, prefix):
+                while piece := file.read(_COPY_BYTES):
+                    digest.update(piece)
+                    size += len(piece)
+                    if copy is not None:
+                        copy.write(piece)
+            checked = file
+            if copy is not None:
+                file.close()
+                checked = copy
+            if digest.hexdigest() == sha256:
+                checked.seek(0)
+                return checked
+            checked.close()
+        raise self._set_aside(sha256, prefix, size)
 
     def read_range(self, sha256: str, prefix: str, offset: int, length: int) -> bytes:
         """Read ``length`` bytes from ``offset``; fewer where the blob ends. The hash is not checked: see `verify`.

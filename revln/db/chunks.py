@@ -25,11 +25,11 @@ __all__ = [
     "bury_chunk",
     "bury_locked",
     "claim_chunk",
-    "crash_count",
     "end_chunk",
     "finish_chunk",
     "heartbeat",
     "hold_chunk",
+    "outlook",
     "release_chunk",
 ]
 
@@ -78,9 +78,14 @@ def _held(claim: Claim) -> Any:
     return and_(_is(claim.job.id, claim.number), columns.attempt == claim.attempt, columns.state == ChunkState.RUNNING)
 
 
-def crash_count(connection: Connection, job_id: str, number: int) -> int:
-    """How many workers died while they ran this chunk; 0 also if it is gone."""
-    return connection.scalar(select(tables.chunks.c.crash_count).where(_is(job_id, number))) or 0
+def outlook(connection: Connection, job_id: str, number: int) -> tuple[int, str, dict[str, Any]] | None:
+    """Of a chunk that may be claimed: how many workers died while they ran it, its job's kind and input."""
+    row = connection.execute(
+        select(tables.chunks.c.crash_count, tables.jobs.c.kind, tables.jobs.c.input)
+        .join(tables.jobs, tables.jobs.c.id == tables.chunks.c.job_id)
+        .where(_is(job_id, number))
+    ).one_or_none()
+    return None if row is None else (row.crash_count, row.kind, row.input)
 
 
 def claim_chunk(db: Database, job_id: str, number: int, worker: str, lease_s: float) -> Claim | None:

@@ -52,6 +52,7 @@ class Collection:
     metadata: dict[str, Any]
     created_at: float
     updated_at: float
+    snapshot_id: str | None = None
 
     @property
     def has_model(self) -> bool:

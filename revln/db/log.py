@@ -20,7 +20,7 @@ from revln.db import bulk, tables
 from revln.db.engine import db_now
 from revln.errors import NotFound
 
-__all__ = ["LogEntry", "LogPage", "append_log", "newest_seqs", "read_log", "read_vectors"]
+__all__ = ["LogEntry", "LogPage", "append_log", "head_seq", "newest_seqs", "read_log", "read_vectors"]
 
 _COLUMNS = (
     "collection_id", "seq", "op", "item_id", "replaces_seq", "content_key", "vector", "text", "metadata",
@@ -136,6 +136,15 @@ def read_vectors(
         return np.empty(0, dtype=np.int64), np.empty((0, dim), dtype=np.float32)
     there, vectors = zip(*found, strict=True)
     return np.array(there, dtype=np.int64), np.frombuffer(b"".join(vectors), dtype="<f4").reshape(len(there), dim)
+
+
+def head_seq(connection: Connection, collection_id: str) -> int:
+    """The last row of the log. Raises NotFound: the collection was deleted."""
+    columns = tables.collections.c
+    head = connection.scalar(select(columns.head_seq).where(columns.id == collection_id))
+    if head is None:
+        raise NotFound("The collection was deleted meanwhile.")
+    return int(head)
 
 
 def newest_seqs(connection: Connection, collection_id: str) -> NDArray[np.int64]:

@@ -33,6 +33,7 @@ __all__ = [
     "jobs",
     "metadata",
     "results",
+    "snapshots",
     "vectors",
     "workers",
 ]
@@ -170,7 +171,32 @@ collections = Table(
     Column("metadata", _Json, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("updated_at", Double, nullable=False),
+    Column("snapshot_id", _Id),  # the one that workers load; none: they replay the log from its beginning
     Index("uq_collections_name", "name", unique=True),
+)
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("id", _Id, primary_key=True),  # in the order in which they were begun; also what fences their builder
+    Column("collection_id", _Id, ForeignKey("collections.id", ondelete="CASCADE"), nullable=False),
+    Column("state", String(16), nullable=False),  # building | ready | damaged
+    Column("owner", String(128), nullable=False),  # the job that builds it
+    Column("lease_until", Double),
+    Column("type", String(16)),
+    Column("factory", String(128)),  # in faiss's language
+    Column("parameters", _Json),  # how widely it is searched
+    Column("up_to_seq", BigInteger),
+    Column("count", BigInteger),
+    Column("sha256", _Sha256),  # of its file in the blob store
+    Column("size_bytes", BigInteger),
+    Column("recall", Double),  # recall@10 of held-out vectors, against exact search
+    Column("qps", Double),  # single queries a second, on the machine that built it
+    Column("exact_qps", Double),
+    Column("build_s", Double),
+    Column("created_at", Double, nullable=False),
+    Index("ix_snapshots_collection_id_id", "collection_id", "id"),
+    Index("ix_snapshots_sha256", "sha256"),
 )
 
 vectors = Table(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -26,6 +26,7 @@ MAX_DIM = 16_384
 _SOURCES: dict[str, tuple[str, ...]] = {
     "upsert": ("items", "manifest"),
     "delete": ("ids", "filter"),
+    "build": (),
 }
 
 
@@ -50,8 +51,26 @@ class IndexItem(Item):
         return self
 
 
+class IndexSpec(Strict):
+    """What index to build; docs/index.md compares the types."""
+
+    type: Literal["auto", "flat", "hnsw", "ivf", "ivfpq"] = "auto"
+    recall: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Least recall@10 on held-out vectors; REVLN_INDEX_RECALL if it is left out."
+    )
+    lists: Annotated[int, Field(ge=1, le=1_048_576)] | None = Field(None, description="Of ivf and ivfpq: clusters.")
+    links: Annotated[int, Field(ge=4, le=128)] | None = Field(None, description="Of hnsw: links of a row, M.")
+
+    @model_validator(mode="after")
+    def _parameters_of_the_type(self) -> Self:
+        for name, types in (("lists", ("ivf", "ivfpq")), ("links", ("hnsw",))):
+            if getattr(self, name) is not None and self.type not in types:
+                raise ValueError(f"{name} is of type {' and '.join(types)}, not of {self.type}")
+        return self
+
+
 class IndexInput(Strict):
-    """Change a collection: upsert items (the user's id replaces), or delete by ids or by filter."""
+    """Change a collection: upsert items (the user's id replaces), or delete by ids or by filter; or build its index."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -65,7 +84,7 @@ class IndexInput(Strict):
     )
 
     collection: CollectionName
-    operation: Literal["upsert", "delete"] = "upsert"
+    operation: Literal["upsert", "delete", "build"] = "upsert"
     items: Annotated[list[IndexItem], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None
     manifest: ManifestRef | None = None
     ids: Annotated[list[ItemId], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None
@@ -74,11 +93,17 @@ class IndexInput(Strict):
         None, description="The fingerprint of the model that made the items' vectors; it must be the collection's."
     )
 
+    index: IndexSpec | None = Field(None, description="Of operation build.")
+
     @model_validator(mode="after")
     def _operation_and_source(self) -> Self:
         wanted = _SOURCES[self.operation]
+        if self.index is not None and self.operation != "build":
+            raise ValueError(f"index is of operation build, not of {self.operation}")
         given = [name for name in ("items", "manifest", "ids", "filter") if getattr(self, name) is not None]
-        if len(given) != 1 or given[0] not in wanted:
+        if not wanted and given:
+            raise ValueError(f"{self.operation} takes no {given[0]}")
+        if wanted and (len(given) != 1 or given[0] not in wanted):
             raise ValueError(
                 f"{self.operation} needs exactly one of {', '.join(wanted)}; got {', '.join(given) or 'none'}"
             )
@@ -88,9 +113,24 @@ class IndexInput(Strict):
 # --- results -----------------------------------------------------------------------------------------------------
 
 
+class BuiltSnapshot(BaseModel):
+    id: str
+    type: str
+    factory: str = Field(description="In faiss's language.")
+    parameters: dict[str, Any] = Field(description="width: links or lists looked at for 10 results; rerank: times k.")
+    up_to_seq: int
+    count: int
+    size_bytes: int
+    recall: float = Field(description="recall@10 on the collection's own held-out vectors, against exact search.")
+    qps: float = Field(description="Single queries a second on the machine that built it.")
+    exact_qps: float = Field(description="The same, looking at every vector.")
+    build_s: float
+
+
 class IndexItemResult(ItemResult):
     seq: int | None = Field(None, description="The row of the collection's log that carries this change.")
     deleted: int | None = Field(None, description="Of a delete by filter: how many items it took.")
+    snapshot: BuiltSnapshot | None = Field(None, description="Of a build: what is served now.")
 
 
 class IndexResult(BaseModel):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -31,6 +32,9 @@ class Priority(StrEnum):
     BULK = "bulk"
 
 
+_LONG_S = 4 * 3600.0  # under REVLN_VISIBILITY_TIMEOUT_S, after which Redis delivers its message again
+
+
 @dataclass(frozen=True, slots=True)
 class JobKind:
     """One kind of job.
@@ -41,6 +45,7 @@ class JobKind:
         timeout_s: how long one chunk may run before it is given up.
         max_attempts: how often a chunk is claimed before it is dead.
         items_field: the input's field that holds what is cut into chunks.
+        long_operations: those whose one chunk may run ``_LONG_S``.
         source_field: the input's field that names an uploaded file of them instead.
         whole_model: results hang on the whole model's fingerprint; else on its joint space's, as vectors do.
     """
@@ -54,13 +59,28 @@ class JobKind:
     items_field: str = "items"
     source_field: str = "manifest"
     whole_model: bool = False
+    long_operations: tuple[str, ...] = ()
+
+    def runs_long(self, parameters: dict[str, Any]) -> bool:
+        return parameters.get("operation") in self.long_operations
+
+    def chunk_timeout_s(self, parameters: dict[str, Any]) -> float:
+        return _LONG_S if self.runs_long(parameters) else self.timeout_s
 
 
 KINDS: dict[str, JobKind] = {
     kind.name: kind
     for kind in (
         JobKind("embed", EmbedInput, EmbedResult, chunk_items=64, timeout_s=600, max_attempts=5),
-        JobKind("index", IndexInput, IndexResult, chunk_items=64, timeout_s=600, max_attempts=5),
+        JobKind(
+            "index",
+            IndexInput,
+            IndexResult,
+            chunk_items=64,
+            timeout_s=600,
+            max_attempts=5,
+            long_operations=("build",),
+        ),
         JobKind(
             "search", SearchInput, SearchResult, chunk_items=256, timeout_s=120, max_attempts=5, items_field="queries"
         ),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from revln.db.collections import Collection
 from worker.context import Context, Done
 from worker.operations import open_collection
+from worker.operations.build import run_build
 from worker.operations.delete import run_delete
 from worker.operations.upsert import run_upsert
 
@@ -15,6 +16,7 @@ __all__ = ["OPERATIONS", "run_index"]
 OPERATIONS: dict[str, Callable[[Context, Collection], Done]] = {
     "upsert": run_upsert,
     "delete": run_delete,
+    "build": run_build,
 }
 
 

@@ -1,0 +1,51 @@
+"""/v1/collections/{name}/snapshots: the built indexes of a collection, and going back to an older one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.answers import SnapshotAnswer, SnapshotsAnswer
+from api.routes.collections import Name
+from api.state import State
+from api.views import snapshot_view
+from revln.db import snapshots as db_snapshots
+from revln.db.collections import get_collection
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1/collections", tags=["collections"])
+
+
+class RollbackBody(BaseModel):
+    """Which snapshot to serve; without one, that before the current one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    snapshot: Annotated[str, Field(max_length=64)] | None = None
+
+
+@router.get(
+    "/{name}/snapshots",
+    summary="List the built indexes that are kept, newest first",
+    responses={200: {"model": SnapshotsAnswer}},
+)
+def list_all(name: Name, state: State) -> dict[str, Any]:
+    with state.db.read() as connection:
+        collection = get_collection(connection, name)
+        found = db_snapshots.list_snapshots(connection, collection.id)
+    return {"snapshots": [snapshot_view(one, collection.snapshot_id) for one in found]}
+
+
+@router.post(
+    "/{name}/rollback",
+    summary="Search an older snapshot's index again; the items stay as they are",
+    responses={200: {"model": SnapshotAnswer}},
+)
+def rollback(name: Name, state: State, body: RollbackBody | None = None) -> dict[str, Any]:
+    with state.db.read() as connection:
+        collection = get_collection(connection, name)
+    served = db_snapshots.roll_back(state.db, collection.id, body.snapshot if body else None)
+    return snapshot_view(served, served.id)
