@@ -54,6 +54,8 @@ MAX_METADATA_KEYS = 64
 MAX_METADATA_BYTES = 16_384  # as JSON; it travels with every hit and every listing
 MAX_METADATA_DEPTH = 16
 MAX_METADATA_INTEGER = 10**300  # filters compare numbers as 64-bit floats
+MAX_NEW_TOKENS = 64  # of a caption; twice as many as the longest of Flickr8k's has
+MAX_SEED = 2**53 - 1  # what every JSON reader keeps exactly
 
 
 def _small(metadata: Any) -> Any:
@@ -192,17 +194,46 @@ class CaptionInput(ItemsInput):
     collection: CollectionName | None = None
     filter: FilterJson | None = None
     neighbors: Annotated[int, Field(ge=1, le=16)] = 4
-    num_beams: Annotated[int, Field(ge=1, le=16)] = 3
+    num_beams: Annotated[int, Field(ge=1, le=16, description="1: greedy.")] = 3
     num_captions: Annotated[int, Field(ge=1, le=16)] = 1
-    max_new_tokens: Annotated[int, Field(ge=1, le=64)] = 24
-    temperature: Annotated[float, Field(ge=0, le=5)] = 0.0
-    prompt: Annotated[str, Field(max_length=200), AfterValidator(storable)] = ""
+    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)] = 24
+    min_new_tokens: Annotated[int, Field(ge=0, le=MAX_NEW_TOKENS)] = 0
+    temperature: Annotated[float, Field(ge=0, le=5, description="0: beam search; above: nucleus sampling.")] = 0.0
+    top_p: Annotated[
+        float, Field(gt=0, le=1, description="Sample among the fewest tokens that hold this probability.")
+    ] = 0.9
+    seed: Annotated[
+        int, Field(ge=0, le=MAX_SEED, description="The same seed, picture and options give the same samples.")
+    ] = 0
+    length_penalty: Annotated[
+        float, Field(ge=-5, le=5, description="A beam's score is divided by its length to this power.")
+    ] = 1.0
+    repetition_penalty: Annotated[
+        float, Field(ge=1, le=5, description="Above 1: tokens that the caption already has get less likely.")
+    ] = 1.0
+    no_repeat_ngram_size: Annotated[
+        int, Field(ge=0, le=16, description="No run of so many tokens twice in a caption; 0: no such rule.")
+    ] = 0
+    prompt: Annotated[
+        str,
+        Field(max_length=200, description="The caption continues it, and begins with it."),
+        AfterValidator(storable),
+    ] = ""
 
     @model_validator(mode="after")
     def _something_to_filter(self) -> Self:
         if self.filter is not None and self.collection is None:
             raise ValueError(
                 "a filter chooses among a collection's items; name the collection, or leave the filter out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _room_for_the_least(self) -> Self:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens={self.max_new_tokens}: lower the "
+                "first, or raise the second"
             )
         return self
 

@@ -54,13 +54,18 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class CaptionOptions:
-    """How to decode. Requests merge into one forward pass only if their options are equal."""
+    """How to decode. Requests merge into one forward pass only if their options, but for the seed, are equal."""
 
-    num_beams: int = 3
+    num_beams: int = 3  # 1: greedy
     num_captions: int = 1  # at most num_beams unless temperature > 0
     max_new_tokens: int = 24
-    temperature: float = 0.0  # 0: beam search (or greedy at one beam); above: nucleus sampling, top-p 0.9
-    length_penalty: float = 1.0
+    min_new_tokens: int = 0
+    temperature: float = 0.0  # 0: beam search; above: sampling
+    top_p: float = 0.9  # of sampling: the smallest set of tokens that holds this probability
+    seed: int = 0  # of sampling, at least 0: the same seed, picture and options give the same captions
+    length_penalty: float = 1.0  # of beam search: scores are divided by length to this power
+    repetition_penalty: float = 1.0  # above 1: tokens that the caption already has get less likely
+    no_repeat_ngram_size: int = 0  # no run of so many tokens twice in a caption; 0: anything goes
 
 
 @dataclass(frozen=True, slots=True)

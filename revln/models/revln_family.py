@@ -18,6 +18,7 @@ from revln.errors import ItemInvalid, ModelUnavailable
 from revln.models.base import Caption, CaptionOptions, CaptionRequest, ModelInfo, Operation
 from revln.models.captioner import Captioner
 from revln.models.checkpoint import Checkpoint
+from revln.models.decoding import Row, seed_from
 from revln.models.image_cnn import CHANNELS, ImageEncoder, pixels, to_unit
 from revln.models.revln_card import TOKENIZER_FILE, WEIGHTS_FILE, RevlnConfig, describe
 from revln.models.text_gru import TextEncoder, pad
@@ -57,8 +58,10 @@ class PreparedCaption:
     prompt: tuple[int, ...]
     prefix: tuple[int, ...]
     options: CaptionOptions
+    seed: int  # the row's own
 
 
+# The ids as told, the user's prefix included, and their log-probability.
 _RawCaption = list[tuple[list[int], float]]
 
 
@@ -84,7 +87,7 @@ class RevlnModel:
         return self._caption(cast(CaptionRequest, item))
 
     def merge_key(self, operation: Operation, prepared: Any) -> Hashable:
-        return prepared.options if operation is Operation.CAPTION else None
+        return replace(prepared.options, seed=0) if operation is Operation.CAPTION else None
 
     @torch.inference_mode()
     def forward(self, operation: Operation, batch: Sequence[Any]) -> Sequence[Any]:
@@ -116,9 +119,9 @@ class RevlnModel:
         prefix = self.tokenizer.encode(request.prompt.strip())[: config.prefix_tokens] if request.prompt.strip() else []
         prompt = (*self.tokenizer.prompt(best, config.evidence_tokens), *prefix)
         room = min(options.max_new_tokens, config.max_new_tokens)
-        return PreparedCaption(
-            pixels(request.image, config.image_size), prompt, tuple(prefix), replace(options, max_new_tokens=room)
-        )
+        image = pixels(request.image, config.image_size)
+        seed = seed_from(options.seed, image.numpy().tobytes())
+        return PreparedCaption(image, prompt, tuple(prefix), replace(options, max_new_tokens=room), seed)
 
     def _places(self, images: Sequence[Tensor]) -> Tensor:
         x = torch.stack(list(images)).to(self.device)  # (B, 3, S, S) uint8
@@ -127,11 +130,12 @@ class RevlnModel:
 
     def _forward_captions(self, batch: Sequence[PreparedCaption]) -> list[_RawCaption]:
         seen = self.net.captioner.look(self._places([item.image for item in batch]))
-        rows = self.net.captioner.generate(seen, [item.prompt for item in batch], batch[0].options)
+        rows = [Row(item.prompt, len(item.prefix), item.seed) for item in batch]
+        found = self.net.captioner.generate(seen, rows, batch[0].options)
         # The caption that a user asked to have continued is returned whole; its log-probability is of the new tokens.
         return [
-            [([*item.prefix, *ids], score) for ids, score in captions]
-            for item, captions in zip(batch, rows, strict=True)
+            [([*item.prefix, *one.ids], one.log_prob) for one in captions]
+            for item, captions in zip(batch, found, strict=True)
         ]
 
 

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revln.models.captioner import Captioner, pad_left
-from revln.models.tokenizer import EOS, Tokenizer
+from revln.models.captioner import Captioner
+from revln.models.decoding import pad_left
+from revln.models.tokenizer import EOS, PAD, Tokenizer
 from revln.training.stage import Stage
 
 __all__ = ["Prompter", "caption_loss", "caption_stage", "language_stage", "nearest_captions", "target"]
@@ -47,7 +48,7 @@ class Prompter:
 
 def caption_loss(captioner: Captioner, seen: Tensor | None, prompts: Sequence[Ids], targets: Sequence[Ids]) -> Tensor:
     """Mean negative log-likelihood of the targets' tokens and end tokens; the prompts' tokens cost nothing."""
-    ids, mask = pad_left([[*prompt, *target, EOS] for prompt, target in zip(prompts, targets, strict=True)])
+    ids, mask = pad_left([[*prompt, *target, EOS] for prompt, target in zip(prompts, targets, strict=True)], PAD)
     lengths = torch.tensor([len(target) + 1 for target in targets])
     L = int(lengths.max())
     logits = captioner.logits(ids[:, :-1], mask[:, :-1], seen, keep=L)  # (B, L, V)

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from revln.errors import ItemInvalid, ModelUnavailable
 from revln.models import revln_card
 from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Model, ModelInfo, Operation
-from revln.models.captioner import pad_left
+from revln.models.decoding import pad_left
 from revln.models.revln_card import RevlnConfig
 from revln.models.revln_family import RevlnModel, RevlnNet, load
-from revln.models.tokenizer import EOS, train_tokenizer
+from revln.models.tokenizer import EOS, PAD, train_tokenizer
 from revln.training.export import export
 from revln.training.options import TrainOptions
 
@@ -149,7 +149,7 @@ def test_log_prob_equals_that_of_a_teacher_forced_pass(model: RevlnModel) -> Non
     with torch.inference_mode():
         captioner = model.net.captioner
         x = item.image[None].float() / 127.5 - 1
-        logits = captioner.logits(*pad_left([whole]), captioner.look(model.net.image.places(x)))
+        logits = captioner.logits(*pad_left([whole], PAD), captioner.look(model.net.image.places(x)))
     expected = sum(float(logits[0, t - 1].log_softmax(dim=-1)[whole[t]]) for t in range(len(item.prompt), len(whole)))
     assert log_prob == pytest.approx(expected, abs=1e-3)
 

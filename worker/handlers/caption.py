@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from revln.db.collections import get_collection
@@ -76,9 +76,8 @@ def _prepare(context: Context, loaded: LoadedModel, content: Content, evidence: 
     model = loaded.model
     data = image_bytes(context.runtime, content)
     image = decode_image(data, context.runtime.image_limits, target_side=model.info.image_size)
-    options = CaptionOptions(
-        **{name: context.input[name] for name in ("num_beams", "num_captions", "max_new_tokens", "temperature")}
-    )
+    names = [one.name for one in fields(CaptionOptions) if one.name in context.input]
+    options = CaptionOptions(**{name: context.input[name] for name in names})
     request = CaptionRequest(image, evidence, context.input["prompt"], options)
     prepared = model.prepare(Operation.CAPTION, request)
     return loaded.batcher.submit(Operation.CAPTION, prepared, context.priority, alone=context.alone)
