@@ -50,8 +50,8 @@ def submit(state: ApiState, body: SubmitBody, idempotency_key: str | None) -> tu
     if parameters.get("min_score") == AUTO and (info is None or info.match_min_score is None):
         raise invalid("/input/min_score", NO_MATCH_SCORE.format(info.name if info else "none"))
     items = parameters.pop(kind.items_field, None) or parameters.pop("ids", None)
-    if parameters.get("operation") == "build" or (parameters.get("operation") == "delete" and "filter" in parameters):
-        items = [None]  # one thing is done, or what passes is known when it runs
+    if kind.name == "index" and items is None and kind.source_field not in parameters:
+        items = [None]  # what there is to be done is known when it runs
     source = parameters.get(kind.source_field)
     chunk_items = _MANY_ITEMS if _is_quick(parameters, collection) else kind.chunk_items
     if items is not None:

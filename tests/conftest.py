@@ -17,6 +17,7 @@ from sqlalchemy.engine import make_url
 from revln.db.engine import Database
 from revln.db.migrate import upgrade
 from revln.settings import Settings
+from tests.inline import InlineStack, inline_stack
 from tests.stack import Stack, running_stack
 
 # Nothing under test may reach out for a model.
@@ -142,6 +143,14 @@ def _stack(
 ) -> Iterator[Stack]:
     """Redis, API and a worker on each database, with a small random model."""
     with small_stack(request.param, tmp_path_factory.mktemp("stack"), request, small_checkpoint) as running:
+        yield running
+
+
+@pytest.fixture(scope="session", params=DATABASES)
+def inline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[InlineStack]:
+    """revln in this process, on each database."""
+    folder = tmp_path_factory.mktemp("inline")
+    with fresh_database(request.param, folder, request) as url, inline_stack(url, folder) as running:
         yield running
 
 

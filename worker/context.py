@@ -62,10 +62,12 @@ class Done:
     """What a handler hands in: an outcome for each item of ``todo``, and writes for the final transaction, if any.
 
     ``apply`` gets the outcomes and returns them as they really came out (with the log's ``seq``, say).
+    ``open_ended``: the outcomes are a list of their own length, a report, and not one for each item of ``todo``.
     """
 
     outcomes: list[Outcome]
     apply: Callable[[Connection, list[Outcome]], list[Outcome]] | None = None
+    open_ended: bool = False
 
 
 class Context:

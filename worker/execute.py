@@ -79,7 +79,7 @@ def execute(runtime: Runtime, job_id: str, number: int) -> None:
 def _place(runtime: Runtime, crashes: int, kind: str, parameters: dict[str, Any]) -> AbstractContextManager[None]:
     """Beside other chunks; or alone, if it may be what killed a worker."""
     if kind and KINDS[kind].runs_long(parameters):
-        # It works in a process of its own, so it kills no worker; and a suspect must not wait for hours to be alone.
+        # A suspect must not wait for hours to be alone. A build cannot kill a worker: it has a process of its own.
         return nullcontext()
     return runtime.isolation.alone() if crashes else runtime.isolation.shared()
 
@@ -109,6 +109,8 @@ def _run(runtime: Runtime, lease: Lease) -> str:
 
 def _result(connection: Connection, claim: Claim, done: Done) -> ChunkResult:
     outcomes = done.apply(connection, done.outcomes) if done.apply else done.outcomes
+    if done.open_ended:
+        return ChunkResult([outcome.as_dict() for outcome in outcomes], open_ended=True)
     return _merged(claim, outcomes)
 
 

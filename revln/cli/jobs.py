@@ -22,6 +22,7 @@ from revln.jobs.state import JobStatus
 from revln.settings import Settings
 
 __all__ = [
+    "EXAMPLES",
     "as_json_option",
     "cancel",
     "collection",
@@ -30,8 +31,13 @@ __all__ = [
     "job",
     "jobs",
     "kind_command",
+    "kind_help",
     "models",
+    "priority_option",
+    "read_input",
+    "timeout_option",
     "url_option",
+    "wait_option",
 ]
 
 PRIORITIES = [each.value for each in Priority]
@@ -45,6 +51,11 @@ EXAMPLES = {
 url_option = click.option(
     "--url", help="Where the API listens.  [default: REVLN_PUBLIC_URL, else REVLN_API_HOST and _PORT]"
 )
+priority_option = click.option(
+    "--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True, help="Which queue."
+)
+wait_option = click.option("--wait/--no-wait", default=True, show_default=True, help="Wait and print the result.")
+timeout_option = click.option("--timeout", type=click.FloatRange(min=0), help="Wait no longer than this many seconds.")
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the API's own JSON, for programs.")
 
 
@@ -67,7 +78,7 @@ def kind_command(name: str) -> click.Command:
     def run(
         body: str, model: str | None, priority: str, wait: bool, timeout: float | None, url: str | None, as_json: bool
     ) -> int:
-        given = _read_input(body)
+        given = read_input(body)
         with connect(url) as client:
             found = client.submit(name, given, model=model, priority=priority)
             if not wait:
@@ -83,18 +94,16 @@ def kind_command(name: str) -> click.Command:
     options: list[Callable[[Any], Any]] = [
         click.argument("body", metavar="INPUT"),
         click.option("--model", help="The model to use.  [default: the server's]"),
-        click.option(
-            "--priority", type=click.Choice([each.value for each in Priority]), default="normal", show_default=True
-        ),
-        click.option("--wait/--no-wait", default=True, show_default=True, help="Wait and print the result."),
-        click.option("--timeout", type=click.FloatRange(min=0), help="Wait no longer than this many seconds."),
+        priority_option,
+        wait_option,
+        timeout_option,
         url_option,
         as_json_option,
     ]
     callback: Any = run
     for option in reversed(options):
         callback = option(callback)
-    return click.command(name, help=_help(name, kind.input))(callback)
+    return click.command(name, help=kind_help(name, kind.input))(callback)
 
 
 @click.command()
@@ -181,7 +190,7 @@ def models(url: str | None, as_json: bool) -> None:
     show_models(found)
 
 
-def _read_input(given: str) -> dict[str, Any]:
+def read_input(given: str) -> dict[str, Any]:
     """JSON from the argument, from ``@file`` or from standard input."""
     if given == "-":
         text, where = sys.stdin.read(), "standard input"
@@ -202,7 +211,8 @@ def _read_input(given: str) -> dict[str, Any]:
     return value
 
 
-def _help(name: str, schema: type[BaseModel]) -> str:
+def kind_help(name: str, schema: type[BaseModel]) -> str:
+    """The help of the command that hands in a job of one kind."""
     lines = [
         (schema.__doc__ or "").replace("``", "").strip(),
         "",
@@ -214,5 +224,5 @@ def _help(name: str, schema: type[BaseModel]) -> str:
         lines.append(f"  {field}{' (required)' if info.is_required() else ''}{default}")
     if name in EXAMPLES:
         lines += ["", "\b", "Examples:"]
-        lines += [f"  revln {name} {each}" if each[0] == "@" else f"  revln {name} '{each}'" for each in EXAMPLES[name]]
+        lines += [f"  revln {name} {each}" if each[0] != "{" else f"  revln {name} '{each}'" for each in EXAMPLES[name]]
     return "\n".join(lines)

@@ -14,6 +14,8 @@ from revln.jobs.kinds import KINDS
 
 __all__ = ["main"]
 
+# The kinds that have more than the command which every kind has.
+KIND_COMMANDS = {"index": "revln.cli.index:index"}
 # name → (where it lives, what it does). The text stands here because the module is not imported for `--help`.
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Run it": {
@@ -22,7 +24,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Ask it": {
         **{
-            name: ("revln.cli.jobs:kind_command", (kind.input.__doc__ or "").splitlines()[0].replace("``", ""))
+            name: (
+                KIND_COMMANDS.get(name, "revln.cli.jobs:kind_command"),
+                (kind.input.__doc__ or "").splitlines()[0].replace("``", ""),
+            )
             for name, kind in KINDS.items()
         },
         "job": ("revln.cli.jobs:job", "Show one job, and wait for it if asked to."),
@@ -61,7 +66,7 @@ class _LazyGroup(click.Group):
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         found: Any = getattr(importlib.import_module(module), attribute)
-        command: click.Command = found(cmd_name) if cmd_name in KINDS else found
+        command: click.Command = found(cmd_name) if attribute == "kind_command" else found
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

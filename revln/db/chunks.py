@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, insert, select, update
+from sqlalchemy import Connection, and_, select, update
 
 from revln.db import tables
 from revln.db.engine import Database, db_now
 from revln.db.job_changes import settle_job
 from revln.db.jobs import Job, lock_job
+from revln.db.result_rows import write_report, write_result
 from revln.errors import DeadlineExceeded, LeaseLost, NotFound
 from revln.jobs.state import ChunkState
 
@@ -59,10 +60,14 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
-    """What a chunk came to: one dict for each item, in order; those with an ``error`` have failed."""
+    """What a chunk came to: one dict for each item, in order; those with an ``error`` have failed.
+
+    ``open_ended``: a report of any length, of a job that has one chunk; the job's total becomes that length.
+    """
 
     items: Sequence[dict[str, Any]]
     vectors: bytes | None = None
+    open_ended: bool = False
 
     @property
     def failed(self) -> int:
@@ -197,17 +202,18 @@ def finish_chunk(
             .where(_is(claim.job.id, claim.number))
             .values(succeeded=succeeded, failed=failed, error=None)
         )
-        _write_result(connection, claim, result)
-        return settle_job(
-            connection,
-            job,
-            {
-                "chunks_running": job.chunks_running - 1,
-                "chunks_succeeded": job.chunks_succeeded + 1,
-                "succeeded": job.succeeded + succeeded - before,
-                "failed": job.failed + failed,
-            },
-        )
+        changes = {
+            "chunks_running": job.chunks_running - 1,
+            "chunks_succeeded": job.chunks_succeeded + 1,
+            "succeeded": job.succeeded + succeeded - before,
+            "failed": job.failed + failed,
+        }
+        if result.open_ended:
+            changes["chunks_succeeded"] += write_report(connection, claim.key, claim.attempt, result.items)
+            changes["total"] = len(result.items)
+        else:
+            _write_result(connection, claim, result)
+        return settle_job(connection, job, changes)
 
 
 def release_chunk(db: Database, claim: Claim, error: dict[str, Any] | None, delay_s: float, *, counted: bool) -> Job:
@@ -316,17 +322,8 @@ def _write_errors(
     ]
     if kept:
         fresh = [old if old.get("error") is None else new for old, new in zip(kept[0], fresh, strict=True)]
-        connection.execute(delete(tables.results).where(where))
-    connection.execute(
-        insert(tables.results).values(
-            job_id=job_id,
-            number=number,
-            attempt=attempt,
-            first_index=row.first_index,
-            n_items=row.n_items,
-            items=fresh,
-            vectors=kept[1] if kept else None,
-        )
+    write_result(
+        connection, (job_id, number), attempt, (row.first_index, row.n_items), fresh, kept[1] if kept else None
     )
 
 
@@ -355,17 +352,5 @@ def _moved(job: Job, state: ChunkState) -> dict[str, Any]:
 
 
 def _write_result(connection: Connection, claim: Claim, result: ChunkResult) -> None:
-    connection.execute(
-        delete(tables.results).where(tables.results.c.job_id == claim.job.id, tables.results.c.number == claim.number)
-    )
-    connection.execute(
-        insert(tables.results).values(
-            job_id=claim.job.id,
-            number=claim.number,
-            attempt=claim.attempt,
-            first_index=claim.first_index,
-            n_items=claim.n_items,  # the span; a canceled chunk has fewer results
-            items=list(result.items),
-            vectors=result.vectors,
-        )
-    )
+    span = claim.first_index, claim.n_items
+    write_result(connection, claim.key, claim.attempt, span, result.items, result.vectors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from sqlalchemy import Connection, and_, delete, func, insert, literal, or_, select, update
@@ -10,6 +10,7 @@ from sqlalchemy import Connection, and_, delete, func, insert, literal, or_, sel
 from revln.db import tables
 from revln.db.engine import Database, db_now
 from revln.db.jobs import Job, get_job, lock_job
+from revln.db.result_rows import begin_report_again
 from revln.errors import Conflict
 from revln.jobs.state import ChunkState, JobStatus, derive_status
 
@@ -106,6 +107,8 @@ def retry_job(db: Database, job_id: str, attempts: int) -> Job:
         ).all()
         if not rows:
             raise Conflict(f"Nothing of job {job_id} failed; there is nothing to retry.")
+        reset = begin_report_again(connection, job)
+        job = replace(job, **reset)
         connection.execute(
             update(tables.chunks)
             .where(again)
@@ -123,7 +126,8 @@ def retry_job(db: Database, job_id: str, attempts: int) -> Job:
             )
         )
         changes: dict[str, Any] = {
-            f"chunks_{state}": getattr(job, f"chunks_{state}") - count for state, count, _ in rows
+            **reset,
+            **{f"chunks_{state}": getattr(job, f"chunks_{state}") - count for state, count, _ in rows},
         }
         changes["chunks_queued"] = job.chunks_queued + sum(count for _, count, _ in rows)
         changes["failed"] = job.failed - sum(int(failed or 0) for _, _, failed in rows)

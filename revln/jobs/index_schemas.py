@@ -18,16 +18,20 @@ from revln.jobs.schemas import (
     Strict,
 )
 
-__all__ = ["MAX_DIM", "IndexInput", "IndexItem", "IndexResult"]
+__all__ = ["DEDUP_SCORE", "MAX_DIM", "IndexInput", "IndexItem", "IndexResult"]
 
 MAX_DIM = 16_384
+DEDUP_SCORE = 0.97  # the cosine of what is nearly the same, unless one says another
 
 # operation → the fields of which it needs exactly one, and those that it may have beside.
 _SOURCES: dict[str, tuple[str, ...]] = {
     "upsert": ("items", "manifest"),
     "delete": ("ids", "filter"),
     "build": (),
+    "duplicates": (),
 }
+# Fields that only one operation reads.
+_OWN: dict[str, str] = {"min_score": "duplicates", "exact": "duplicates"}
 
 
 class IndexItem(Item):
@@ -70,7 +74,7 @@ class IndexSpec(Strict):
 
 
 class IndexInput(Strict):
-    """Change a collection: upsert items (the user's id replaces), or delete by ids or by filter; or build its index."""
+    """Change a collection: upsert items, delete by ids or by filter; build its index; or report its duplicates."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -84,7 +88,7 @@ class IndexInput(Strict):
     )
 
     collection: CollectionName
-    operation: Literal["upsert", "delete", "build"] = "upsert"
+    operation: Literal["upsert", "delete", "build", "duplicates"] = "upsert"
     items: Annotated[list[IndexItem], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None
     manifest: ManifestRef | None = None
     ids: Annotated[list[ItemId], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None
@@ -94,6 +98,12 @@ class IndexInput(Strict):
     )
 
     index: IndexSpec | None = Field(None, description="Of operation build.")
+    min_score: Annotated[float, Field(ge=0.5, le=1)] | None = Field(
+        None, description=f"Of duplicates: the least cosine of two items that are nearly the same; else {DEDUP_SCORE}."
+    )
+    exact: bool | None = Field(
+        None, description="Of duplicates: compare every pair, also where an index could find them sooner."
+    )
 
     @model_validator(mode="after")
     def _operation_and_source(self) -> Self:
@@ -101,12 +111,22 @@ class IndexInput(Strict):
         if self.index is not None and self.operation != "build":
             raise ValueError(f"index is of operation build, not of {self.operation}")
         given = [name for name in ("items", "manifest", "ids", "filter") if getattr(self, name) is not None]
-        if not wanted and given:
-            raise ValueError(f"{self.operation} takes no {given[0]}")
-        if wanted and (len(given) != 1 or given[0] not in wanted):
+        if not wanted:
+            if out_of_place := set(given) - ({"filter"} if self.operation == "duplicates" else set()):
+                raise ValueError(
+                    f"{self.operation} looks at the whole collection; leave out {', '.join(sorted(out_of_place))}"
+                )
+        elif len(given) != 1 or given[0] not in wanted:
             raise ValueError(
                 f"{self.operation} needs exactly one of {', '.join(wanted)}; got {', '.join(given) or 'none'}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _fields_of_the_operation(self) -> Self:
+        for name, operation in _OWN.items():
+            if getattr(self, name) is not None and self.operation != operation:
+                raise ValueError(f"{name} belongs to operation {operation!r}, not to {self.operation!r}; leave it out")
         return self
 
 
@@ -127,10 +147,28 @@ class BuiltSnapshot(BaseModel):
     build_s: float
 
 
+class Duplicate(BaseModel):
+    id: str
+    score: float = Field(description="Its cosine with the item that stands for the group.")
+
+
+class DuplicatesReport(BaseModel):
+    items: int = Field(description="Items that were compared.")
+    groups: int
+    duplicates: int = Field(description="Items that could go if one of each group stayed.")
+    min_score: float
+    exact: bool = Field(description="Whether every pair was compared, or each item with what the index found near it.")
+
+
 class IndexItemResult(ItemResult):
     seq: int | None = Field(None, description="The row of the collection's log that carries this change.")
     deleted: int | None = Field(None, description="Of a delete by filter: how many items it took.")
     snapshot: BuiltSnapshot | None = Field(None, description="Of a build: what is served now.")
+    report: DuplicatesReport | None = Field(None, description="Of duplicates, in the first item: the whole in numbers.")
+    size: int | None = Field(None, description="Of a group: how many items; `id` is the one nearest to their mean.")
+    duplicates: list[Duplicate] | None = Field(
+        None, description="Of a group: the others, nearest first; the first 10,000 of them."
+    )
 
 
 class IndexResult(BaseModel):

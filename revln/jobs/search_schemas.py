@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from revln.jobs.index_schemas import MAX_DIM
+from revln.jobs.index_schemas import DEDUP_SCORE, MAX_DIM
 from revln.jobs.schemas import (
     CollectionName,
     FilterJson,
@@ -26,7 +26,6 @@ MAX_K = 1_000
 MAX_REACH = 10_000  # offset and k together: an index finds that many before a page is cut from them
 MAX_QUERIES = 1_000
 MAX_HITS = 100_000  # k times queries: every hit carries its item's text and metadata
-DEDUP_SCORE = 0.97  # what `"dedup": true` means
 AUTO = "auto"  # a min_score: what the model's calibration calls a match
 NO_MATCH_SCORE = (
     "Model {} has no calibrated score of a match: give min_score as a number, or use a model whose config.json has "

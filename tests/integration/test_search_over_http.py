@@ -13,12 +13,14 @@ import pytest
 
 from api.answers import CollectionAnswer, CollectionPage
 from revln.jobs.search_schemas import SearchResult
+from tests.inline import InlineStack
 from tests.stack import Stack
 
+AnyStack = Stack | InlineStack
 DIM = 4
 
 
-def own(stack: Stack, *items: dict[str, Any], dim: int = DIM) -> str:
+def own(stack: AnyStack, *items: dict[str, Any], dim: int = DIM) -> str:
     """A new collection of our own vectors, with these items in it."""
     name = f"own-{uuid4().hex[:12]}"
     answer = stack.http.put(f"/v1/collections/{name}", json={"dim": dim})
@@ -29,14 +31,14 @@ def own(stack: Stack, *items: dict[str, Any], dim: int = DIM) -> str:
     return name
 
 
-def run(stack: Stack, kind: str, input_: dict[str, Any], **more: Any) -> dict[str, Any]:
+def run(stack: AnyStack, kind: str, input_: dict[str, Any], **more: Any) -> dict[str, Any]:
     answer = stack.http.post("/v1/jobs", json={"kind": kind, "input": input_, **more}, headers={"Prefer": "wait=60"})
     assert answer.status_code == 200, answer.text
     job: dict[str, Any] = answer.json()
     return job
 
 
-def refused(stack: Stack, kind: str, input_: dict[str, Any], pointer: str, says: str, **more: Any) -> None:
+def refused(stack: AnyStack, kind: str, input_: dict[str, Any], pointer: str, says: str, **more: Any) -> None:
     answer = stack.http.post("/v1/jobs", json={"kind": kind, "input": input_, **more})
     assert answer.status_code == 422, answer.text
     errors = answer.json()["errors"]
@@ -44,14 +46,14 @@ def refused(stack: Stack, kind: str, input_: dict[str, Any], pointer: str, says:
     assert says in errors[0]["detail"]
 
 
-def found(stack: Stack, name: str, *queries: Any, **more: Any) -> list[list[dict[str, Any]]]:
+def found(stack: AnyStack, name: str, *queries: Any, **more: Any) -> list[list[dict[str, Any]]]:
     job = run(stack, "search", {"collection": name, "queries": list(queries), **more})
     assert job["counts"]["failed"] == 0, job
     SearchResult.model_validate(job["result"])
     return [one["hits"] for one in job["result"]["results"]]
 
 
-def ids(stack: Stack, name: str, query: Any, **more: Any) -> list[str]:
+def ids(stack: AnyStack, name: str, query: Any, **more: Any) -> list[str]:
     return [hit["id"] for hit in found(stack, name, query, **more)[0]]
 
 

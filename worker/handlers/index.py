@@ -9,6 +9,7 @@ from worker.context import Context, Done
 from worker.operations import open_collection
 from worker.operations.build import run_build
 from worker.operations.delete import run_delete
+from worker.operations.duplicates import run_duplicates
 from worker.operations.upsert import run_upsert
 
 __all__ = ["OPERATIONS", "run_index"]
@@ -17,6 +18,7 @@ OPERATIONS: dict[str, Callable[[Context, Collection], Done]] = {
     "upsert": run_upsert,
     "delete": run_delete,
     "build": run_build,
+    "duplicates": run_duplicates,
 }
 
 

@@ -1,0 +1,158 @@
+"""`revln index`: change a collection, report on it, move it between files and models.
+
+With JSON instead of a sub-command it hands in any index job, as the commands of the other kinds do.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from revln.cli.index_reports import duplicates, ended, told
+from revln.cli.jobs import (
+    as_json_option,
+    connect,
+    kind_command,
+    kind_help,
+    priority_option,
+    timeout_option,
+    url_option,
+    wait_option,
+)
+from revln.cli.transfer import export_command, filter_option, import_command
+from revln.client import RevlnClient
+from revln.jobs.index_schemas import IndexInput
+
+__all__ = ["index"]
+
+_IDS_TOGETHER = 10_000  # the most that one job takes
+
+
+class _JsonOrCommand(click.Group):
+    """A group whose first argument may also be a job's input."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = [*self.commands, *ctx.help_option_names]
+        return super().parse_args(ctx, args if not args or args[0] in known else [_JSON, *args])
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return [name for name in self.commands if name != _JSON]
+
+
+_JSON = "json"  # what the command that takes JSON is called inside
+
+
+@click.group(
+    cls=_JsonOrCommand,
+    help=kind_help("index", IndexInput) + "\n\nOr one of the commands below, which need no JSON.",
+    subcommand_metavar="INPUT | COMMAND [ARGS]...",
+)
+def index() -> None:
+    pass
+
+
+index.add_command(kind_command("index"), _JSON)
+index.add_command(import_command)
+index.add_command(export_command)
+index.add_command(duplicates)
+
+
+@index.command()
+@click.argument("name", metavar="NAME")
+@click.argument("items", metavar="FILE|SHA256|-")
+@click.option("--vectors-of", metavar="FINGERPRINT", help="The model that made the vectors which the items bring.")
+@priority_option
+@wait_option
+@timeout_option
+@url_option
+@as_json_option
+def upsert(
+    name: str,
+    items: str,
+    vectors_of: str | None,
+    priority: str,
+    wait: bool,
+    timeout: float | None,
+    url: str | None,
+    as_json: bool,
+) -> int:
+    """Write items into a collection; those whose id is there already are replaced.
+
+    The items are JSON lines: a file, standard input (-), or the SHA-256 of what was uploaded before. A line is
+    {"id"?, "image"?: {"sha256"}, "text"?, "vector"?, "metadata"?}.
+
+    \b
+    Examples:
+      revln upload --manifest holiday/ > items.jsonl && revln index upsert photos items.jsonl
+      echo '{"id": "n-1", "text": "a dog runs on the beach"}' | revln index upsert photos -
+    """
+    asked: dict[str, Any] = {"collection": name, "operation": "upsert"}
+    if vectors_of:
+        asked["vectors_of"] = vectors_of
+    with connect(url) as client:
+        asked["manifest"] = {"sha256": _manifest(client, items)}
+        job = client.submit("index", asked, priority=priority)
+        return ended(job, as_json) if not wait else told(client, client.wait(job["id"], timeout), as_json)
+
+
+@index.command()
+@click.argument("name", metavar="NAME")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option("--ids-from", type=click.File(), help="A file of ids, one a line; - is standard input.")
+@filter_option
+@priority_option
+@timeout_option
+@url_option
+@as_json_option
+def delete(
+    name: str,
+    ids: tuple[str, ...],
+    ids_from: IO[str] | None,
+    filter: dict[str, Any] | None,
+    priority: str,
+    timeout: float | None,
+    url: str | None,
+    as_json: bool,
+) -> int:
+    """Delete items by their ids, or all that pass a filter.
+
+    \b
+    Examples:
+      revln index delete photos dsc-1 dsc-2
+      revln index delete photos --filter '{"year": {"lt": 2010}}'
+      revln index duplicates photos --ids | revln index delete photos --ids-from -
+    """
+    wanted = [*ids, *(line.rstrip("\n") for line in ids_from or () if line.strip())]
+    if (filter is None) == (not wanted and ids_from is None):
+        raise click.UsageError("Give either ids or --filter.")
+    asked: dict[str, Any] = {"collection": name, "operation": "delete"}
+    parts = [{**asked, "filter": filter}] if filter is not None else [
+        {**asked, "ids": wanted[at : at + _IDS_TOGETHER]} for at in range(0, len(wanted), _IDS_TOGETHER)
+    ]  # fmt: skip
+    with connect(url) as client:
+        jobs = [client.submit("index", part, priority=priority) for part in parts]
+        return max((told(client, client.wait(job["id"], timeout), as_json) for job in jobs), default=0)
+
+
+def _manifest(client: RevlnClient, items: str) -> str:
+    """The SHA-256 of an uploaded manifest: given, or of what is uploaded now."""
+    if items == "-":
+        return str(client.upload_manifest(line.encode() for line in sys.stdin)["sha256"])
+    path = Path(items)
+    if not path.exists() and re.fullmatch(r"[0-9a-f]{64}", items):
+        return items
+    try:
+        with path.open("rb") as file:
+            return str(client.upload_manifest(_blocks(file))["sha256"])
+    except OSError as err:
+        raise click.BadParameter(f"cannot read {items}: {err}") from err
+
+
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    while block := file.read(2**20):
+        yield block

@@ -1,0 +1,112 @@
+"""What `revln index` tells of a collection: its near-duplicates; and how a job of it ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from revln.cli.jobs import as_json_option, connect, priority_option, timeout_option, url_option
+from revln.cli.output import print_json, show_job
+from revln.cli.transfer import filter_option
+from revln.client import Job, RevlnClient
+from revln.jobs.index_schemas import DEDUP_SCORE
+from revln.jobs.state import JobStatus
+
+__all__ = ["duplicates", "ended", "told"]
+
+_SHOWN_ERRORS = 20
+_SHOWN_MEMBERS = 10
+
+
+@click.command()
+@click.argument("name", metavar="NAME")
+@click.option(
+    "--min-score", type=click.FloatRange(0.5, 1), default=DEDUP_SCORE, show_default=True,
+    help="The least cosine of two items that are nearly the same.",
+)  # fmt: skip
+@filter_option
+@click.option("--exact", is_flag=True, help="Compare every pair, also where an index could find them sooner.")
+@click.option("--ids", "only_ids", is_flag=True, help="Print nothing but the ids that could go, one a line.")
+@priority_option
+@timeout_option
+@url_option
+@as_json_option
+def duplicates(
+    name: str,
+    min_score: float,
+    filter: dict[str, Any] | None,
+    exact: bool,
+    only_ids: bool,
+    priority: str,
+    timeout: float | None,
+    url: str | None,
+    as_json: bool,
+) -> int:
+    """Report the items of a collection that are nearly the same, as groups.
+
+    Items belong to one group if a chain of pairs as near as --min-score joins them. The one nearest to the group's mean
+    stands for it; the others are shown with their cosine to it. Nothing is changed.
+
+    \b
+    Examples:
+      revln index duplicates photos
+      revln index duplicates photos --min-score 0.95 --json
+      revln index duplicates photos --ids | revln index delete photos --ids-from -
+    """
+    asked: dict[str, Any] = {"collection": name, "operation": "duplicates", "min_score": min_score}
+    asked |= {"filter": filter} if filter is not None else {}
+    asked |= {"exact": True} if exact else {}
+    with connect(url) as client:
+        job = client.wait(client.submit("index", asked, priority=priority)["id"], timeout)
+        if job["status"] != JobStatus.SUCCEEDED:
+            return ended(job, as_json)
+        if as_json:
+            print_json(client.result(job["id"]))
+            return 0
+        report, *groups = (item for page in client.result_pages(job["id"]) for item in page["items"])
+    if only_ids:
+        for group in groups:
+            for one in group["duplicates"]:
+                click.echo(one["id"])
+        return 0
+    _show_duplicates(name, report["report"], groups)
+    return 0
+
+
+def _show_duplicates(name: str, report: dict[str, Any], groups: list[dict[str, Any]]) -> None:
+    click.echo(
+        f"{name}: {report['items']} items, {report['groups']} groups of near-duplicates, "
+        f"{report['duplicates']} could go (cosine {report['min_score']:g} and more)"
+    )
+    for group in groups:
+        click.echo(f"{group['id']}  {group['size']} items")
+        for one in group["duplicates"][:_SHOWN_MEMBERS]:
+            click.echo(f"  {one['score']:.4f}  {one['id']}")
+        if (more := group["size"] - 1 - _SHOWN_MEMBERS) > 0:
+            click.echo(f"  … {more} more (--json shows them)")
+
+
+def ended(job: Job, as_json: bool) -> int:
+    """Show a job; the exit status that fits it."""
+    show_job(job, as_json)
+    return 0 if not job["done"] or job["status"] == JobStatus.SUCCEEDED else 1
+
+
+def told(client: RevlnClient, job: Job, as_json: bool) -> int:
+    """Show a job that is done, and the first errors of its items."""
+    if as_json:
+        print_json(client.result(job["id"]))
+    else:
+        show_job(job, as_json)
+        _tell_errors(client, job)
+    return 0 if job["status"] == JobStatus.SUCCEEDED and not job["counts"]["failed"] else 1
+
+
+def _tell_errors(client: RevlnClient, job: Job) -> None:
+    left = min(job["counts"]["failed"], _SHOWN_ERRORS)
+    for page in client.result_pages(job["id"]) if left else ():
+        for item in page["items"]:
+            if item.get("error") and left:
+                left -= 1
+                click.echo(f"  {item['id'] or item['index']}: {item['error']['detail']}", err=True)
