@@ -31,7 +31,7 @@ class ModelSettings(BaseModel):
     source: str = Field(min_length=1)  # a folder, a .safetensors file, or a hub id
     revision: str | None = None  # of a hub id: a branch, a tag, or best a commit; None: main as it is now
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")  # auto: REVLN_DEVICE
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "float32"  # auto: half as wide on a GPU
 
 
 class Settings(BaseModel):
@@ -83,6 +83,12 @@ class Settings(BaseModel):
     )
     default_model: str = Field("revln-tiny", description="The model of a job that names none.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models run. auto: cuda if it works.")
+    model_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="Most bytes of model weights that one worker holds on a device; the least used is unloaded for a "
+        "new one. 0: half of the host's memory, four fifths of a GPU's.",
+    )
     torch_threads: int = Field(0, ge=0, le=256, description="Processor threads of one forward pass. 0: all cores.")
 
     # Workers

@@ -1,4 +1,4 @@
-"""The one stand-in of the tests: a model whose failures can be ordered."""
+"""The stand-ins of the tests: a model whose failures can be ordered, and a loader of such models."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from revln.models.base import ModelInfo, Operation
+from revln.models.registry import ModelCatalog
+from revln.settings import Settings
+from worker.batcher import Batcher
+from worker.loading import LoadedModel, Loader
 
-__all__ = ["OrderedModel"]
+__all__ = ["OrderedLoader", "OrderedModel"]
 
 
 class OrderedModel:
@@ -17,8 +21,13 @@ class OrderedModel:
     device = "cpu"
     dtype = "float32"
 
-    def __init__(self, limit: int = 8, fails: Callable[[Sequence[Any]], Exception | None] = lambda _: None) -> None:
-        self.info = ModelInfo("ordered", "fake", (Operation.EMBED_TEXT, Operation.EMBED_IMAGE), 1, "fake-1", 8)
+    def __init__(
+        self,
+        limit: int = 8,
+        fails: Callable[[Sequence[Any]], Exception | None] = lambda _: None,
+        name: str = "ordered",
+    ) -> None:
+        self.info = ModelInfo(name, "fake", (Operation.EMBED_TEXT, Operation.EMBED_IMAGE), 1, "fake-1", 8)
         self.batches: list[list[Any]] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -43,3 +52,30 @@ class OrderedModel:
 
     def max_batch(self, operation: Operation) -> int:
         return self._limit
+
+
+class OrderedLoader(Loader):
+    """Each model weighs 1 of ``room``; loads wait for their gate and fail as they are told to."""
+
+    def __init__(self, room: int = 2) -> None:
+        super().__init__(Settings(device="cpu"), ModelCatalog({}))
+        self.room = room
+        self.loads: list[str] = []
+        self.models: dict[str, OrderedModel] = {}
+        self.gates: dict[str, threading.Event] = {}
+        self.fails: dict[str, Exception] = {}
+
+    def measure(self, name: str) -> tuple[str, int]:
+        return "cpu", 5 if name == "huge" else 1
+
+    def budget(self, device: str) -> int:
+        return self.room
+
+    def load(self, name: str) -> LoadedModel:
+        self.loads.append(name)
+        if name in self.gates:
+            assert self.gates[name].wait(30)
+        if name in self.fails:
+            raise self.fails[name]
+        model = self.models[name] = OrderedModel(name=name)
+        return LoadedModel(model, Batcher(model, max_wait_s=0.0))

@@ -88,7 +88,8 @@ def _run(runtime: Runtime, lease: Lease) -> str:
     claim = lease.claim
     try:
         context = Context(runtime, lease)
-        done = HANDLERS[claim.job.kind](context)
+        with runtime.models.held(waiting=lease.keep_waiting):
+            done = HANDLERS[claim.job.kind](context)
         lease.check()
         _persist(runtime, lambda: finish_chunk(runtime.db, claim, lambda connection: _result(connection, claim, done)))
     except LeaseLost:

@@ -41,6 +41,14 @@ class Lease:
         """Say that the chunk is alive; called whenever an item is done."""
         self.progress_at = time.monotonic()
 
+    def keep_waiting(self) -> None:
+        """For work that others do for this chunk: a model's download may take longer than a chunk may stall.
+
+        Raises as `check`.
+        """
+        self.progress()
+        self.check()
+
     def check(self) -> None:
         """Called at every batch boundary.
 

@@ -96,7 +96,7 @@ def _register(app: Celery, runtime: Runtime) -> None:
         try:
             with runtime.db.read() as connection:
                 connection.exec_driver_sql("SELECT 1")
-            runtime.models.get(runtime.catalog.default)
+            runtime.models.prove(runtime.catalog.default)
             answer = "ok"
         except RevlnError as err:
             answer = f"{runtime.worker_id}: {err.message}"

@@ -1,49 +1,78 @@
-"""The models of this process: one shared instance of each, loaded on first use under a lock, warmed, batched."""
+"""The models of this process: one shared instance of each, loaded on first use, kept while there is room for it.
+
+A model is loaded by a thread of its own, whoever asks first; the others wait for it, and no other model waits at all.
+When the weights on a device would outgrow its budget, the model that was used longest ago is unloaded, but never one
+that a running chunk holds: for that the new one waits.
+"""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from dataclasses import dataclass
-from threading import Lock
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
+from contextlib import contextmanager
+from threading import Condition, Lock, Thread
 from typing import Any
 
-from PIL import Image
-
-from revln.errors import JobError, ModelUnavailable
-from revln.jobs.kinds import Priority
-from revln.models.base import CaptionRequest, Model, Operation
+from revln.errors import Conflict, ModelUnavailable, RevlnError, Unavailable
 from revln.models.registry import ModelCatalog
 from revln.settings import Settings
-from worker.batcher import Batcher
+from worker.loading import LoadedModel, Loader, release_memory
+from worker.model_slots import Slot, slot_row, victims
 
-__all__ = ["LoadedModel", "LoadedModels", "choose_device"]
+__all__ = ["LoadedModel", "LoadedModels"]
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    model: Model
-    batcher: Batcher
-
-    def require(self, operation: Operation) -> None:
-        """Raises ModelUnavailable if this model does not do that."""
-        if operation not in self.model.info.operations:
-            does = ", ".join(self.model.info.operations)
-            raise ModelUnavailable(f"Model {self.model.info.name} does not {operation}; it does {does}.")
+_LOOK_S = 0.5  # how soon somebody who waits notices that he should stop
+_ROOM_S = 60.0  # how long a new model waits for those that running chunks hold
+# A failed load is not tried again for each of a thousand waiting jobs.
+_RETRY_S = 10.0
 
 
 class LoadedModels:
-    """Loads each model once, whoever asks first; the others wait for it."""
+    """Thread-safe."""
 
-    def __init__(self, settings: Settings, catalog: ModelCatalog) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: ModelCatalog,
+        loader: Loader | None = None,
+        *,
+        retry_s: float = _RETRY_S,
+        room_s: float = _ROOM_S,
+    ) -> None:
         self._catalog = catalog
-        self._loaded: dict[str, LoadedModel] = {}
-        self._locks: dict[str, Lock] = {}
-        self._lock = Lock()
-        self.device = choose_device(settings)
+        self._loader = loader or Loader(settings, catalog)
+        self._retry_s = retry_s
+        self._room_s = room_s
+        self._slots: dict[str, Slot] = {}
+        self._proven: set[str] = set()
+        self._orders: dict[str, int] = {}  # the last one carried out for each model
+        self._changed = Condition()
+        self._turns: dict[str, Lock] = {}  # on each device one model at a time makes room
+        self._chunk = threading.local()  # what this thread's chunk holds, and what it does while it waits
+        self.device = self._loader.device
+
+    @contextmanager
+    def held(self, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """What this thread gets inside the block stays loaded until its end.
+
+        ``waiting`` is called about twice a second while a model is loaded, and may raise.
+        """
+        self._chunk.slots, self._chunk.waiting = [], waiting
+        try:
+            yield
+        finally:
+            with self._changed:
+                for slot in self._chunk.slots:
+                    slot.holders -= 1
+                    slot.used_at = time.monotonic()
+                self._changed.notify_all()
+            del self._chunk.slots, self._chunk.waiting
 
     def get(self, name: str, fingerprint: str | None = None) -> LoadedModel:
         """The loaded model. ``fingerprint`` is the whole one or that of the joint space.
@@ -51,13 +80,14 @@ class LoadedModels:
         Raises:
             NotFound: no such model.
             ModelUnavailable: it cannot be loaded, or the files here are not those that the job was accepted for.
+            Unavailable: there is no room for it now.
         """
-        with self._lock:
-            lock = self._locks.setdefault(name, Lock())
-        with lock:
-            found = self._loaded.get(name)
-            if found is None:
-                found = self._loaded[name] = self._load(name)
+        self._catalog.spec(name)
+        slot = self._take(name)
+        future = slot.future
+        while not wait_for([future], timeout=_LOOK_S).done:
+            self._wait()
+        found = future.result()
         info = found.model.info
         if fingerprint not in (None, info.fingerprint, info.joint_fingerprint):
             raise ModelUnavailable(
@@ -67,61 +97,153 @@ class LoadedModels:
             )
         return found
 
+    def prove(self, name: str) -> None:
+        """Make sure that it can be loaded; one that was loaded once is not loaded again for that. Raises as `get`."""
+        if name not in self._proven:
+            self.get(name)
+
+    def load(self, name: str) -> None:
+        """Load it now, also if that failed a moment ago. Raises as `get`."""
+        with self._changed:
+            slot = self._slots.get(name)
+            if slot is not None and slot.failed_at is not None:
+                del self._slots[name]
+        self.get(name)
+
+    def unload(self, name: str, wait_s: float = _ROOM_S) -> bool:
+        """Let go of it as soon as no chunk holds it; whether it was loaded.
+
+        Raises:
+            Conflict: running chunks still hold it after ``wait_s``.
+        """
+        end = time.monotonic() + wait_s
+        with self._changed:
+            slot = self._slots.get(name)
+            if slot is None or slot.failed_at is not None:
+                self._slots.pop(name, None)
+                return False
+            while True:
+                slot.leaving = True  # again: whoever wanted its room may have given up
+                if slot.future.done() and not slot.holders:
+                    break
+                if time.monotonic() >= end:
+                    slot.leaving = False
+                    self._changed.notify_all()
+                    raise Conflict(f"Model {name} is in use by {slot.holders} chunks; try again when they have ended.")
+                self._changed.wait(_LOOK_S)
+            if self._slots.get(name) is slot:
+                del self._slots[name]
+            self._changed.notify_all()
+        self._let_go([slot])
+        return slot.failed_at is None
+
     def describe(self) -> list[dict[str, Any]]:
-        """The loaded models, for the worker's row."""
-        return [
-            {
-                "name": name,
-                "fingerprint": loaded.model.info.fingerprint,
-                "device": loaded.model.device,
-                "dtype": loaded.model.dtype,
-                "batch": {op.value: loaded.batcher.limit(op) for op in loaded.model.info.operations},
-                "batches": loaded.batcher.batches,
-                "items": loaded.batcher.items,
-            }
-            for name, loaded in list(self._loaded.items())
-        ]
+        """The models of this process, for the worker's row."""
+        with self._changed:
+            rows = {name: {"name": name, "state": "unloaded"} for name in self._orders}
+            rows |= {name: slot_row(slot) for name, slot in self._slots.items()}
+            return [{**row, "order": self._orders.get(name, 0)} for name, row in rows.items()]
+
+    def note_order(self, name: str, number: int) -> None:
+        """Show in `describe` that an operator's order was carried out, well or badly."""
+        with self._changed:
+            self._orders[name] = number
 
     def close(self) -> None:
-        for loaded in self._loaded.values():
-            loaded.batcher.close()
+        with self._changed:
+            slots = [slot for slot in self._slots.values() if slot.loaded]
+        for slot in slots:
+            slot.future.result().batcher.close()
 
-    def _load(self, name: str) -> LoadedModel:
-        started = time.monotonic()
-        model = self._catalog.load(name, self.device)
-        batcher = Batcher(model, max_batch=self._settings.batch_max, max_wait_s=self._settings.batch_wait_ms / 1000)
-        _warm(model, batcher)
-        log.info("model %s is ready on %s after %.1f s", name, model.device, time.monotonic() - started)
-        return LoadedModel(model, batcher)
+    def _wait(self) -> None:
+        getattr(self._chunk, "waiting", lambda: None)()
 
+    def _take(self, name: str) -> Slot:
+        """The model's slot, held by this thread's chunk; a new one starts its load."""
+        mine: list[Slot] | None = getattr(self._chunk, "slots", None)
+        with self._changed:
+            slot = self._slots.get(name)
+            while slot is not None and slot.leaving and slot not in (mine or ()):
+                self._changed.wait(_LOOK_S)
+                self._wait()
+                slot = self._slots.get(name)
+            if slot is not None and slot.failed_at is not None and time.monotonic() > slot.failed_at + self._retry_s:
+                slot = None
+            if slot is None:
+                slot = self._slots[name] = Slot(name)
+                Thread(target=self._fill, args=(slot,), name=f"load-{name}", daemon=True).start()
+            if mine is not None and slot not in mine:
+                mine.append(slot)
+                slot.holders += 1
+            slot.used_at = time.monotonic()
+            return slot
 
-def _warm(model: Model, batcher: Batcher) -> None:
-    """Run each operation once: the first pass allocates, picks kernels and finds out whether it works at all."""
-    picture = Image.new("RGB", (64, 64), (127, 127, 127))
-    examples: dict[Operation, Any] = {
-        Operation.EMBED_IMAGE: picture,
-        Operation.EMBED_TEXT: "a picture",
-        Operation.CAPTION: CaptionRequest(picture),
-    }
-    for operation in model.info.operations:
-        prepared = model.prepare(operation, examples[operation])
+    def _fill(self, slot: Slot) -> None:
         try:
-            batcher.submit(operation, prepared, Priority.INTERACTIVE).result(timeout=300)
-        except Exception as err:
-            raise JobError(f"Model {model.info.name} fails at {operation} on a grey square: {err}") from err
+            device, size_bytes = self._loader.measure(slot.name)
+            self._make_room(slot, device, size_bytes)
+            loaded = self._loader.load(slot.name)
+        except BaseException as err:
+            known = isinstance(err, RevlnError)
+            log.warning("model %s could not be loaded: %s", slot.name, err, exc_info=None if known else err)
+            error = err if known else Unavailable(f"Model {slot.name} could not be loaded: {type(err).__name__}.")
+            with self._changed:
+                slot.failed_at, slot.size_bytes = time.monotonic(), 0
+                slot.future.set_exception(error)
+                self._changed.notify_all()
+            return
+        with self._changed:
+            self._proven.add(slot.name)
+            slot.future.set_result(loaded)
+            self._changed.notify_all()
 
+    def _make_room(self, slot: Slot, device: str, size_bytes: int) -> None:
+        """Reserve room for a model, and unload others for it. Raises ModelUnavailable, Unavailable."""
+        budget = self._loader.budget(device)
+        if size_bytes > budget:
+            raise ModelUnavailable(
+                f"Model {slot.name} has {size_bytes:,} bytes of weights; one worker may hold {budget:,} on {device}. "
+                "Raise REVLN_MODEL_MEMORY_BYTES, or give it a smaller dtype or another device."
+            )
+        with self._changed:
+            turn = self._turns.setdefault(device, Lock())
+        with turn:
+            self._make_room_now(slot, device, size_bytes, budget)
 
-def choose_device(settings: Settings) -> str:
-    """``auto`` is cuda if it really works; also sets how many threads a forward pass on the CPU takes."""
-    import torch
+    def _make_room_now(self, slot: Slot, device: str, size_bytes: int, budget: int) -> None:
+        """In its turn: a model that was just unloaded for this one would else take the room again."""
+        end = time.monotonic() + self._room_s
+        asked: set[Slot] = set()
+        try:
+            while True:
+                with self._changed:
+                    idle, held = victims(self._slots.values(), slot, device, size_bytes - budget)
+                    if not idle and not held:
+                        slot.device, slot.size_bytes = device, size_bytes
+                        return
+                    for victim in idle:
+                        del self._slots[victim.name]
+                    for victim in held:
+                        victim.leaving = True
+                    asked.update(held)
+                    self._changed.notify_all()
+                    if not idle and not self._changed.wait(_LOOK_S) and time.monotonic() > end:
+                        raise Unavailable(
+                            f"There is no room for model {slot.name} on {device}: running chunks hold the others. "
+                            "Raise REVLN_MODEL_MEMORY_BYTES, or serve it by a worker of its own."
+                        )
+                self._let_go(idle)
+        finally:
+            with self._changed:
+                for victim in asked:
+                    victim.leaving = False
+                self._changed.notify_all()
 
-    torch.set_num_threads(settings.torch_threads or settings.cores)
-    if settings.device == "cpu":
-        return "cpu"
-    try:
-        torch.ones(8, device="cuda").sum().item()
-    except (RuntimeError, AssertionError) as err:
-        if settings.device == "cuda":
-            raise ModelUnavailable(f"REVLN_DEVICE=cuda, but CUDA does not work here: {err}") from err
-        return "cpu"
-    return "cuda"
+    def _let_go(self, slots: list[Slot]) -> None:
+        for slot in slots:
+            if slot.loaded:
+                slot.future.result().batcher.close()
+                slot.future = Future()  # the last reference of ours to the weights
+                log.info("model %s is unloaded", slot.name)
+        if slots:
+            release_memory()

@@ -1,15 +1,34 @@
-"""What the C library does with memory that torch frees on a CPU."""
+"""How much memory there is, whether it ran out, and what the C library does with what torch frees on a CPU."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+from pathlib import Path
 from typing import Any
 
-__all__ = ["give_back_freed_memory", "keep_freed_memory"]
+__all__ = ["give_back_freed_memory", "host_memory_bytes", "keep_freed_memory", "out_of_memory"]
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _LARGEST = 2**30
+# What a container may use (cgroup v2, then v1); "max" or a huge number: no limit.
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def host_memory_bytes() -> int:
+    """Of this machine, or as much of it as this container may use."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in map(Path, _LIMITS):
+        text = path.read_text().strip() if path.is_file() else ""
+        limits += [int(text)] if text.isdigit() else []
+    return min(limits)
+
+
+def out_of_memory(err: BaseException) -> bool:
+    """Whether that is what the error says: a GPU's is torch.OutOfMemoryError, a CPU's a plain RuntimeError of torch."""
+    said = str(err).lower()
+    return isinstance(err, MemoryError) or "out of memory" in said or "can't allocate memory" in said
 
 
 def keep_freed_memory() -> bool:

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from functools import cached_property
 from importlib.resources import files
 
-from revln.errors import ModelUnavailable, NotFound, SettingsError
+from revln.errors import ModelUnavailable, NotFound, SettingsError, Unavailable
 from revln.models.base import Model, ModelInfo
 from revln.models.checkpoint import Checkpoint
+from revln.models.device import check_device, resolve_dtype
 from revln.models.families import AUTO, FAMILIES, find_family, needs_weights, normal_name
+from revln.models.memory import out_of_memory
 from revln.models.sources import fetch, locate
 from revln.settings import ModelSettings
 
@@ -51,18 +53,40 @@ class ModelCatalog:
             self._infos[name] = _describe(name, spec, find(spec.source, spec.revision))
         return self._infos[name]
 
+    def fetch(self, name: str) -> ModelInfo:
+        """As `describe`, with all of its files on this machine; a hub model is downloaded now."""
+        spec = self.spec(name)
+        return _describe(name, spec, fetch(spec.source, spec.revision))
+
+    def placed(self, name: str, device: str) -> tuple[str, str]:
+        """(device, dtype) of a model on a worker whose own device is ``device``.
+
+        Raises:
+            ModelUnavailable: this machine lacks the device that the operator named for it.
+        """
+        spec = self.spec(name)
+        where = device if spec.device == AUTO else spec.device
+        check_device(name, where)
+        return where, resolve_dtype(spec.dtype, where)
+
     def load(self, name: str, device: str) -> Model:
         """Load a model, on ``device`` unless the operator named another for it; a hub model is downloaded first.
 
         Slow, and not guarded against two callers: `worker.models` does that.
+
+        Raises:
+            ModelUnavailable: its files are missing, damaged or of another kind, or it cannot be on that device.
+            Unavailable: memory ran out; later there may be more.
         """
         spec = self.spec(name)
+        where, dtype = self.placed(name, device)
         checkpoint = fetch(spec.source, spec.revision)
         info = _describe(name, spec, checkpoint)
-        where = device if spec.device == AUTO else spec.device
         try:
-            return find_family(info.family, checkpoint)[1].load(info, checkpoint, where, spec.dtype)
-        except (OSError, RuntimeError, ValueError) as err:
+            return find_family(info.family, checkpoint)[1].load(info, checkpoint, where, dtype)
+        except (OSError, RuntimeError, ValueError, MemoryError) as err:
+            if out_of_memory(err):
+                raise Unavailable(f"There is not enough memory on {where} for model {name} now.") from err
             raise ModelUnavailable(f"Model {name} could not be loaded on {where}: {err}") from err
 
     def spec(self, name: str) -> ModelSettings:

@@ -60,7 +60,7 @@ def computed_items(stack: Stack) -> int:
     def heard() -> list[int] | None:
         with db.read() as connection:
             fresh = [worker for worker in list_workers(connection) if worker["heartbeat_at"] > asked_at]
-        return [sum(model["items"] for model in worker["models"]) for worker in fresh] or None
+        return [sum(model.get("items", 0) for model in worker["models"]) for worker in fresh] or None
 
     counts: list[int] = wait_until(heard, what="a heartbeat")
     db.close()
