@@ -22,6 +22,8 @@ __all__ = [
     "JobDoneAnswer",
     "JobPage",
     "ManifestAnswer",
+    "ModelAnswer",
+    "ModelOrderAnswer",
     "ModelsAnswer",
     "Problem",
     "ReadyAnswer",
@@ -162,13 +164,18 @@ class CollectionPage(_Answer):
     next_cursor: str | None
 
 
-class LoadedIn(_Answer):
-    """A worker that holds the model now."""
+class ModelInWorker(_Answer):
+    """A model in one worker; what follows `order` is there while it is loaded."""
 
     worker: str
+    state: str = Field(description="loading, loaded, unloading, unloaded, or failed: then `error` says why.")
+    order: int = Field(description="The last order to load or unload it that this worker has carried out.")
     device: str | None = None
     dtype: str | None = None
-    batch: dict[str, Any] | int | None = None
+    batch: dict[str, int] | None = Field(None, description="The largest batch now, by operation.")
+    size_bytes: int | None = Field(None, description="Of its weights.")
+    chunks: int | None = Field(None, description="Running chunks that use it.")
+    error: ItemFailure | None = None
 
 
 class ModelAnswer(_Answer):
@@ -182,12 +189,21 @@ class ModelAnswer(_Answer):
     parameters: int | None = None
     license: str | None = None
     loaded: bool | None = None
-    workers: list[LoadedIn] | None = None
+    workers: list[ModelInWorker] | None = None
     error: ItemFailure | None = None
 
 
 class ModelsAnswer(_Answer):
     models: list[ModelAnswer]
+
+
+class ModelOrderAnswer(_Answer):
+    """An order that was written down for every worker."""
+
+    name: str
+    wanted: str = Field(description="load or unload")
+    order: int = Field(description="Done in a worker when the `order` in the model's `workers` has come to this.")
+    workers: list[str] = Field(description="Those that were alive when it was placed.")
 
 
 class ReadyAnswer(_Answer):

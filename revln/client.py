@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -235,6 +235,13 @@ class RevlnClient:
     def models(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self._json("GET", "/v1/models")["models"]
         return found
+
+    def model(self, name: str) -> dict[str, Any]:
+        return self._json("GET", f"/v1/models/{quote(name, safe='')}")
+
+    def order_model(self, name: str, wanted: Literal["load", "unload"]) -> dict[str, Any]:
+        """Have every worker load a model or let go of it; the answer's ``order`` shows in `model` when it is done."""
+        return self._json("POST", f"/v1/models/{quote(name, safe='')}/{wanted}")
 
     # Underneath
 

@@ -24,6 +24,7 @@ from worker.filters import FilterCache
 from worker.indexes import IndexCache
 from worker.isolation import Isolation
 from worker.leases import LeaseKeeper
+from worker.model_orders import ModelOrders
 from worker.models import LoadedModels
 
 __all__ = ["Runtime"]
@@ -61,9 +62,11 @@ class Runtime:
         self.fetch_pool = ThreadPoolExecutor(_FETCH_THREADS, "fetch")
         self.isolation = Isolation()
         self.leases = LeaseKeeper(settings, self.db, self._beat)
+        self.model_orders = ModelOrders(self.db, self.models, self._beat)
 
     def start(self) -> None:
         workers.register(self.db, self._row())
+        self.model_orders.look()
         self.leases.start()
 
     def stop(self) -> None:

@@ -47,6 +47,7 @@ class Sweeper:
         while not self._stop.wait(self._runtime.settings.sweep_s * random.uniform(0.75, 1.25)):  # noqa: S311
             self._step("recover", self._recover)
             self._step("publish", self._publish)
+            self._step("model orders", self._runtime.model_orders.look)
             if time.monotonic() >= self._builds_at:
                 self._builds_at = time.monotonic() + _BUILDS_S
                 self._step("build", self._build)

@@ -1,51 +1,94 @@
-"""/v1/models: what there is, and where it is loaded."""
+"""/v1/models: what there is, where it is loaded, and the order to load it or let go of it."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
+from starlette.responses import JSONResponse
 
-from api.answers import ModelsAnswer
-from api.state import State
+from api.answers import ModelAnswer, ModelOrderAnswer, ModelsAnswer
+from api.state import ApiState, State
+from revln.db.model_orders import Wanted, place_order
 from revln.db.workers import list_workers
-from revln.errors import ModelUnavailable
+from revln.errors import ModelUnavailable, Unavailable
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
+# A name of REVLN_MODELS may be of any characters but a slash; no path and no hub id is one.
+Name = Annotated[str, Path(max_length=128)]
+_SHOWN = ("state", "order", "device", "dtype", "batch", "size_bytes", "chunks", "error")
+_ORDERED: dict[int | str, dict[str, Any]] = {
+    202: {"model": ModelOrderAnswer, "description": "Every worker does it within seconds of reading it"}
+}
+
 
 @router.get("", summary="List models", responses={200: {"model": ModelsAnswer}})
 def list_all(state: State) -> dict[str, Any]:
+    workers = _workers(state)
+    return {"models": [_view(state, name, workers) for name in state.catalog.names]}
+
+
+@router.get("/{name}", summary="Show one model", responses={200: {"model": ModelAnswer}})
+def show(name: Name, state: State) -> dict[str, Any]:
+    state.catalog.spec(name)
+    return _view(state, name, _workers(state))
+
+
+@router.post("/{name}/load", summary="Load a model in every worker", status_code=202, responses=_ORDERED)
+def load(name: Name, state: State) -> JSONResponse:
+    """Its first job would do it too; this is for a model that shall be warm before that.
+
+    `workers[].order` of the model reaches the `order` of this answer when that worker has done it, or has failed:
+    then `workers[].error` says why.
+    """
+    return _ordered(state, name, "load")
+
+
+@router.post("/{name}/unload", summary="Unload a model in every worker", status_code=202, responses=_ORDERED)
+def unload(name: Name, state: State) -> JSONResponse:
+    """Each worker lets go of it as soon as no running chunk holds it. The next job that names it loads it again."""
+    return _ordered(state, name, "unload")
+
+
+def _ordered(state: ApiState, name: str, wanted: Wanted) -> JSONResponse:
+    state.catalog.spec(name)
+    workers = [worker["id"] for worker in _workers(state)]
+    if not workers:
+        raise Unavailable("No worker is alive to do it. Start one: revln worker.")
+    order = place_order(state.db, name, wanted)
+    return JSONResponse({"name": name, "wanted": wanted, "order": order.number, "workers": workers}, 202)
+
+
+def _workers(state: ApiState) -> list[dict[str, Any]]:
     with state.db.read() as connection:
-        workers = list_workers(connection)
-    models = []
-    for name in state.catalog.names:
-        entry: dict[str, Any] = {"name": name, "default": name == state.catalog.default}
-        try:
-            info = state.catalog.describe(name)
-        except ModelUnavailable as err:
-            models.append({**entry, "error": err.as_dict()})
-            continue
-        loaded = [
-            {"worker": worker["id"], **{key: model[key] for key in ("device", "dtype", "batch") if key in model}}
-            for worker in workers
-            for model in worker["models"]
-            if model["name"] == name and model["fingerprint"] == info.fingerprint
-        ]
-        models.append(
-            {
-                **entry,
-                "family": info.family,
-                "operations": [operation.value for operation in info.operations],
-                "dim": info.dim,
-                "fingerprint": info.fingerprint,
-                "joint_fingerprint": info.joint_fingerprint,
-                "parameters": info.parameters,
-                "license": info.license,
-                "loaded": bool(loaded),
-                "workers": loaded,
-            }
-        )
-    return {"models": models}
+        return list_workers(connection)
+
+
+def _view(state: ApiState, name: str, workers: list[dict[str, Any]]) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": name, "default": name == state.catalog.default}
+    try:
+        info = state.catalog.describe(name)
+    except ModelUnavailable as err:
+        return {**entry, "error": err.as_dict()}
+    # Another fingerprint: that worker has other files under this name, and refuses our jobs.
+    here = [
+        {"worker": worker["id"], **{key: model[key] for key in _SHOWN if key in model}}
+        for worker in workers
+        for model in worker["models"]
+        if model["name"] == name and model.get("fingerprint") in (None, info.fingerprint)
+    ]
+    return {
+        **entry,
+        "family": info.family,
+        "operations": [operation.value for operation in info.operations],
+        "dim": info.dim,
+        "fingerprint": info.fingerprint,
+        "joint_fingerprint": info.joint_fingerprint,
+        "parameters": info.parameters,
+        "license": info.license,
+        "loaded": any(model.get("device") for model in here),
+        "workers": here,
+    }

@@ -1,4 +1,4 @@
-"""The commands of a client: hand in a job, look at jobs, collections and models.
+"""The commands of a client: hand in a job, look at jobs and collections.
 
 One command for each kind of job is made from ``KINDS``.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import click
 from pydantic import BaseModel
 
-from revln.cli.output import jobs_table, print_json, show_collections, show_job, show_models
+from revln.cli.output import jobs_table, print_json, show_collections, show_job
 from revln.client import RevlnClient
 from revln.jobs.kinds import KINDS, Priority
 from revln.jobs.state import JobStatus
@@ -32,7 +32,6 @@ __all__ = [
     "jobs",
     "kind_command",
     "kind_help",
-    "models",
     "priority_option",
     "read_input",
     "timeout_option",
@@ -175,19 +174,6 @@ def collections(url: str | None, as_json: bool) -> None:
     """List the collections."""
     with connect(url) as client:
         show_collections(client.collections(), as_json)
-
-
-@click.command()
-@url_option
-@as_json_option
-def models(url: str | None, as_json: bool) -> None:
-    """List the models and where they run."""
-    with connect(url) as client:
-        found = client.models()
-    if as_json:
-        print_json(found)
-        return
-    show_models(found)
 
 
 def read_input(given: str) -> dict[str, Any]:

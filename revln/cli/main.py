@@ -39,7 +39,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "collection": ("revln.cli.jobs:collection", "Make a collection, show it, or delete it."),
         "collections": ("revln.cli.jobs:collections", "List the collections."),
-        "models": ("revln.cli.jobs:models", "List the models and where they run."),
+        "models": ("revln.cli.models:models", "List the models, show one, load it or let go of it."),
     },
     "Run its parts one by one": {
         "api": ("revln.cli.parts:api", "Run the HTTP API."),

@@ -1,4 +1,4 @@
-"""How jobs, collections and models read on a terminal."""
+"""How jobs and collections read on a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 from revln.client import Job
 
-__all__ = ["jobs_table", "print_json", "seconds_of", "show_collections", "show_job", "show_models"]
+__all__ = ["jobs_table", "print_json", "seconds_of", "show_collections", "show_job"]
 
 
 def jobs_table(found: list[Job]) -> Any:
@@ -71,19 +71,3 @@ def show_collections(found: list[dict[str, Any]], as_json: bool) -> None:
         return
     for each in found:
         click.echo(f"{each['name']}  {each['count']} items  model {each['model']}  {each['dim']} dimensions")
-
-
-def show_models(found: list[dict[str, Any]]) -> None:
-    for model in found:
-        click.secho(model["name"] + (" (default)" if model["default"] else ""), bold=True)
-        if error := model.get("error"):
-            click.echo(f"  cannot be used: {error['detail']}")
-            continue
-        devices = sorted({worker["device"] for worker in model["workers"]})
-        size = f"{model['parameters'] / 1e6:.1f} M parameters" if model["parameters"] else ""
-        dim = f"{model['dim']} dimensions" if model["dim"] else ""
-        click.echo("  " + ", ".join(filter(None, [f"family {model['family']}", dim, size])))
-        click.echo(f"  does: {', '.join(model['operations'])}")
-        click.echo(f"  runs on: {', '.join(devices) or 'nothing yet; it is loaded by its first job'}")
-        if model["license"]:
-            click.echo(f"  license: {model['license']}")

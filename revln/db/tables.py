@@ -32,6 +32,7 @@ __all__ = [
     "items",
     "jobs",
     "metadata",
+    "model_orders",
     "results",
     "snapshots",
     "vectors",
@@ -221,6 +222,16 @@ items = Table(
     Column("collection_id", _Id, ForeignKey("collections.id", ondelete="CASCADE"), primary_key=True),
     Column("item_id", String(512), primary_key=True),
     Column("seq", BigInteger, nullable=False),  # the live row of the log
+)
+
+# Written by the API, read by every worker: revln/db/model_orders.py.
+model_orders = Table(
+    "model_orders",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("wanted", String(16), nullable=False),  # load | unload
+    Column("number", Integer, nullable=False),
+    Column("placed_at", Double, nullable=False),
 )
 
 workers = Table(

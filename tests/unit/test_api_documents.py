@@ -49,7 +49,7 @@ def test_every_row_of_the_errors_table_has_the_status_that_the_code_has() -> Non
 
 
 def test_every_route_stands_in_the_documentation(openapi: dict[str, Any]) -> None:
-    examples = {"{job_id}": ("{id}", "$ID"), "{name}": ("holiday",), "{sha256}": ("e95375…",)}
+    examples = {"{job_id}": ("{id}", "$ID"), "{name}": ("holiday", "clip"), "{sha256}": ("e95375…",)}
     for path in openapi["paths"]:
         variable = next((part for part in examples if part in path), "")
         spelled = [path.replace(variable, word) for word in examples.get(variable, ("",))]
