@@ -12,7 +12,7 @@ from revln.settings import Settings
 from worker.batcher import Batcher
 from worker.loading import LoadedModel, Loader
 
-__all__ = ["OrderedLoader", "OrderedModel"]
+__all__ = ["OrderedLoader", "OrderedModel", "OverlappingModel"]
 
 
 class OrderedModel:
@@ -52,6 +52,29 @@ class OrderedModel:
 
     def max_batch(self, operation: Operation) -> int:
         return self._limit
+
+
+class OverlappingModel(OrderedModel):
+    """Puts batches together apart from running them; records what ran while a forward pass was held at its gate."""
+
+    def __init__(
+        self, limit: int = 4, refuses: Callable[[Sequence[Any]], bool] = lambda _: False, **options: Any
+    ) -> None:
+        super().__init__(limit, **options)
+        self.collated: list[list[Any]] = []
+        self._refuses = refuses
+
+    def collate(self, operation: Operation, batch: Sequence[Any]) -> Any:
+        if self._refuses(batch):
+            raise ValueError("cannot be put together")
+        self.collated.append(list(batch))
+        return list(batch)
+
+    def forward_collated(self, operation: Operation, collated: Any) -> Sequence[Any]:
+        return super().forward(operation, collated)
+
+    def forward(self, operation: Operation, batch: Sequence[Any]) -> Sequence[Any]:
+        return self.forward_collated(operation, self.collate(operation, batch))
 
 
 class OrderedLoader(Loader):

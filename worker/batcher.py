@@ -1,8 +1,11 @@
 """One thread for each model that merges the items of concurrent jobs into batches.
 
 Ideas from text-embeddings-inference and infinity: items wait at most ``max_wait_s``, interactive ones go first, and a
-batch only holds items that may share a forward pass. An infinity batch thread died on one bad image and left every
-later caller hanging; here a batch that fails is halved until the poison item is alone, and every future completes.
+batch only holds items that may share a forward pass. On a GPU the next batch, if it is full already, is put together
+and sent there while the one before still runs (`Overlapping`); one that is not full goes on filling itself.
+
+An infinity batch thread died on one bad image and left every later caller hanging; here a batch that fails is halved
+until the poison item is alone, and every future completes.
 """
 
 from __future__ import annotations
@@ -12,14 +15,15 @@ import sys
 import time
 from collections import deque
 from collections.abc import Hashable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import Any
 
 from revln.errors import ItemError, RevlnError, Unavailable
 from revln.jobs.kinds import Priority
-from revln.models.base import Model, Operation
+from revln.models.base import Model, Operation, Overlapping
+from revln.models.memory import out_of_memory
 
 __all__ = ["Batcher"]
 
@@ -37,12 +41,33 @@ class _Waiting:
     since: float
 
 
+class _Ahead:
+    """The next batch, being put together while one runs."""
+
+    def __init__(self, changed: Condition) -> None:
+        self._changed = changed
+        self.over = False  # the running one has ended: wait no longer
+        self.result: Future[tuple[list[_Waiting], Any]] = Future()
+
+    def take(self) -> tuple[list[_Waiting], Any]:
+        with self._changed:
+            self.over = True
+            self._changed.notify_all()
+        return self.result.result()
+
+
 class Batcher:
     """Runs a model's forward passes, one at a time, on batches that fill themselves."""
 
-    def __init__(self, model: Model, *, max_batch: int = 0, max_wait_s: float = 0.004) -> None:
-        """``max_batch`` of 0 takes the model's own limit for its device."""
+    def __init__(
+        self, model: Model, *, max_batch: int = 0, max_wait_s: float = 0.004, overlap: bool | None = None
+    ) -> None:
+        """``max_batch`` of 0 takes the model's own limit for its device; ``overlap`` of None is: on a GPU."""
         self._model = model
+        if overlap is None:
+            overlap = model.device != "cpu"  # there, preparing and computing would share the same cores
+        self._overlapping = model if overlap and isinstance(model, Overlapping) else None
+        self._collator = ThreadPoolExecutor(1, f"collate-{model.info.name}") if self._overlapping else None
         self._max_wait_s = max_wait_s
         self._limits = {operation: max_batch or model.max_batch(operation) for operation in model.info.operations}
         self._lanes: dict[Priority, deque[_Waiting]] = {lane: deque() for lane in _LANES}
@@ -65,14 +90,14 @@ class Batcher:
                 future.set_exception(Unavailable("The worker is shutting down."))
                 return future
             self._lanes[priority].append(_Waiting(operation, prepared, key, future, time.monotonic()))
-            self._changed.notify()
+            self._changed.notify_all()
         return future
 
     def close(self) -> None:
         """Stop after the batch in hand; whatever waits fails with `Unavailable`."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join()
 
     def limit(self, operation: Operation) -> int:
@@ -80,15 +105,23 @@ class Batcher:
         return self._limits[operation]
 
     def _run(self) -> None:
-        while batch := self._next_batch():
+        ahead: _Ahead | None = None
+        while True:
+            batch, collated = ahead.take() if ahead is not None else ([], None)
+            batch = batch or self._next_batch()
+            if not batch:
+                break
+            ahead = self._look_ahead()
             self.batches += 1
             self.items += len(batch)
             try:
-                self._complete(batch)
+                self._complete(batch, collated)
             except BaseException as err:
                 log.exception("the batcher of %s failed outside a forward pass", self._model.info.name)
                 for waiting in batch:
                     _fail(waiting.future, err)
+        if self._collator is not None:
+            self._collator.shutdown()
         with self._changed:
             for lane in self._lanes.values():
                 while lane:
@@ -103,12 +136,12 @@ class Batcher:
                     self._changed.wait()
                     continue
                 limit = self._limits[first.operation]
-                ready = sum(1 for lane in self._lanes.values() for waiting in lane if waiting.key == first.key)
                 age = time.monotonic() - first.since
-                if ready < limit and age < self._max_wait_s:
+                if self._ready(first.key) < limit and age < self._max_wait_s:
                     self._changed.wait(self._max_wait_s - age)
                     continue
-                return self._take(first.key, limit)
+                if taken := self._take(first.key, limit):
+                    return taken
             return []
 
     def _take(self, key: Hashable, limit: int) -> list[_Waiting]:
@@ -124,13 +157,42 @@ class Batcher:
                 else:
                     left.append(waiting)
             lane.extend(left)
-        # All of them were canceled: an empty batch would read as "closed".
-        return taken or self._next_batch()
+        return taken  # empty if all of them were canceled
 
-    def _complete(self, batch: Sequence[_Waiting]) -> None:
+    def _look_ahead(self) -> _Ahead | None:
+        if self._overlapping is None or self._collator is None:
+            return None
+        ahead = _Ahead(self._changed)
+        ahead.result = self._collator.submit(self._collate_next, self._overlapping, ahead)
+        return ahead
+
+    def _collate_next(self, model: Overlapping, ahead: _Ahead) -> tuple[list[_Waiting], Any]:
+        """The next batch, put together, if it is full before the running one ends; it keeps the lanes' order."""
+        batch: list[_Waiting] = []
+        with self._changed:
+            while not batch and not self._closed and not ahead.over:
+                first = next((lane[0] for lane in self._lanes.values() if lane), None)
+                if first is not None and self._ready(first.key) >= self._limits[first.operation]:
+                    batch = self._take(first.key, self._limits[first.operation])
+                else:
+                    self._changed.wait()
+        if not batch:
+            return [], None
+        try:
+            return batch, model.collate(batch[0].operation, [waiting.prepared for waiting in batch])
+        except Exception:  # noqa: BLE001 - the forward pass will meet it again, and find out whose fault it is
+            return batch, None
+
+    def _ready(self, key: Hashable) -> int:
+        return sum(1 for lane in self._lanes.values() for waiting in lane if waiting.key == key)
+
+    def _complete(self, batch: Sequence[_Waiting], collated: Any = None) -> None:
         operation = batch[0].operation
         try:
-            outputs = self._model.forward(operation, [waiting.prepared for waiting in batch])
+            if collated is not None and self._overlapping is not None:
+                outputs = self._overlapping.forward_collated(operation, collated)
+            else:
+                outputs = self._model.forward(operation, [waiting.prepared for waiting in batch])
             if len(outputs) != len(batch):
                 raise RuntimeError(f"forward returned {len(outputs)} outputs for {len(batch)} items")
         except Exception as err:  # noqa: BLE001 - a batch ends here; the error goes to its items
@@ -140,7 +202,7 @@ class Batcher:
             waiting.future.set_result(output)
 
     def _after_failure(self, batch: Sequence[_Waiting], operation: Operation, err: Exception) -> None:
-        if _out_of_memory(err):
+        if out_of_memory(err):
             _free_memory()
             if len(batch) > 1:
                 self._limits[operation] = min(self._limits[operation], len(batch) // 2)
@@ -160,10 +222,6 @@ def _fail(future: Future[Any], err: BaseException) -> None:
         future.set_exception(err)
     except InvalidStateError:
         return
-
-
-def _out_of_memory(err: Exception) -> bool:
-    return isinstance(err, MemoryError) or "out of memory" in str(err).lower()
 
 
 def _free_memory() -> None:

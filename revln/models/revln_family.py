@@ -23,6 +23,7 @@ from revln.models.image_cnn import CHANNELS, ImageEncoder, pixels, to_unit
 from revln.models.revln_card import TOKENIZER_FILE, WEIGHTS_FILE, RevlnConfig, describe
 from revln.models.text_gru import TextEncoder, pad
 from revln.models.tokenizer import Tokenizer
+from revln.models.transfer import Arriving, Transfer
 
 __all__ = ["PreparedCaption", "RevlnModel", "RevlnNet", "load", "load_checkpoint"]
 
@@ -65,8 +66,16 @@ class PreparedCaption:
 _RawCaption = list[tuple[list[int], float]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Collated:
+    """A batch: what was sent to the device, and what the forward pass needs on this side."""
+
+    sent: Arriving
+    kept: Any
+
+
 class RevlnModel:
-    """Implements revln.models.base.Model. ``forward`` belongs to one thread; the rest is thread-safe."""
+    """Implements revln.models.base.Overlapping. ``forward`` belongs to one thread; the rest is thread-safe."""
 
     def __init__(
         self, info: ModelInfo, config: RevlnConfig, net: RevlnNet, tokenizer: Tokenizer, device: str, dtype: str
@@ -78,6 +87,7 @@ class RevlnModel:
         self.tokenizer = tokenizer
         self.net = net.to(device=device, dtype=_DTYPES[dtype]).eval().requires_grad_(False)
         self.net.image.to(memory_format=torch.channels_last)
+        self._transfer = Transfer(device)
 
     def prepare(self, operation: Operation, item: Any) -> Any:
         if operation is Operation.EMBED_IMAGE:
@@ -89,14 +99,25 @@ class RevlnModel:
     def merge_key(self, operation: Operation, prepared: Any) -> Hashable:
         return replace(prepared.options, seed=0) if operation is Operation.CAPTION else None
 
-    @torch.inference_mode()
-    def forward(self, operation: Operation, batch: Sequence[Any]) -> Sequence[Any]:
-        if operation is Operation.EMBED_IMAGE:
-            return list(self.net.image.embed(self._places(batch)).float().cpu())
+    def collate(self, operation: Operation, batch: Sequence[Any]) -> _Collated:
+        """Pictures go to the device as bytes. Lengths and prompts stay here: packing and padding want them here."""
         if operation is Operation.EMBED_TEXT:
             ids, lengths = pad(batch)
-            return list(self.net.text(ids.to(self.device), lengths).float().cpu())
-        return self._forward_captions(batch)
+            return _Collated(self._transfer.send({"ids": ids}), lengths)
+        images = batch if operation is Operation.EMBED_IMAGE else [item.image for item in batch]
+        return _Collated(self._transfer.send({"images": torch.stack(list(images))}), batch)
+
+    @torch.inference_mode()
+    def forward_collated(self, operation: Operation, collated: _Collated) -> Sequence[Any]:
+        sent = self._transfer.receive(collated.sent)
+        if operation is Operation.EMBED_IMAGE:
+            return list(self.net.image.embed(self._places(sent["images"])).float().cpu())
+        if operation is Operation.EMBED_TEXT:
+            return list(self.net.text(sent["ids"], collated.kept).float().cpu())
+        return self._forward_captions(collated.kept, sent["images"])
+
+    def forward(self, operation: Operation, batch: Sequence[Any]) -> Sequence[Any]:
+        return self.forward_collated(operation, self.collate(operation, batch))
 
     def finish(self, operation: Operation, raw: Any) -> Any:
         if operation is not Operation.CAPTION:
@@ -123,13 +144,13 @@ class RevlnModel:
         seed = seed_from(options.seed, image.numpy().tobytes())
         return PreparedCaption(image, prompt, tuple(prefix), replace(options, max_new_tokens=room), seed)
 
-    def _places(self, images: Sequence[Tensor]) -> Tensor:
-        x = torch.stack(list(images)).to(self.device)  # (B, 3, S, S) uint8
-        x = to_unit(x, _DTYPES[self.dtype]).contiguous(memory_format=torch.channels_last)
+    def _places(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 → (B, P, 1280)"""
+        x = to_unit(images, _DTYPES[self.dtype]).contiguous(memory_format=torch.channels_last)
         return self.net.image.places(x)  # (B, P, 1280)
 
-    def _forward_captions(self, batch: Sequence[PreparedCaption]) -> list[_RawCaption]:
-        seen = self.net.captioner.look(self._places([item.image for item in batch]))
+    def _forward_captions(self, batch: Sequence[PreparedCaption], images: Tensor) -> list[_RawCaption]:
+        seen = self.net.captioner.look(self._places(images))
         rows = [Row(item.prompt, len(item.prefix), item.seed) for item in batch]
         found = self.net.captioner.generate(seen, rows, batch[0].options)
         # The caption that a user asked to have continued is returned whole; its log-probability is of the new tokens.

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revln.errors import ItemError, ItemInvalid, Unavailable
 from revln.jobs.kinds import Priority
 from revln.models.base import Operation
-from tests.fakes import OrderedModel
+from tests.fakes import OrderedModel, OverlappingModel
 from tests.stack import wait_until
 from worker.batcher import Batcher
 
@@ -22,8 +23,8 @@ TEXT = Operation.EMBED_TEXT
 
 
 @contextmanager
-def batcher_of(model: OrderedModel, max_wait_s: float = 0.0) -> Iterator[Batcher]:
-    batcher = Batcher(model, max_wait_s=max_wait_s)
+def batcher_of(model: OrderedModel, max_wait_s: float = 0.0, overlap: bool | None = None) -> Iterator[Batcher]:
+    batcher = Batcher(model, max_wait_s=max_wait_s, overlap=overlap)
     try:
         yield batcher
     finally:
@@ -109,10 +110,16 @@ def test_an_error_of_ours_reaches_the_caller_as_it_is() -> None:
         batcher.submit(TEXT, 1, Priority.NORMAL).result(10)
 
 
-def test_running_out_of_memory_halves_the_batch_and_is_remembered() -> None:
-    model = OrderedModel(
-        limit=8, fails=lambda batch: RuntimeError("CUDA out of memory. Tried …") if len(batch) > 3 else None
-    )
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried …"),
+        RuntimeError("[…] DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["GPU", "CPU"],
+)
+def test_running_out_of_memory_halves_the_batch_and_is_remembered(error: Exception) -> None:
+    model = OrderedModel(limit=8, fails=lambda batch: error if len(batch) > 3 else None)
     with batcher_of(model) as batcher:
         block(model, batcher)
         futures = submit(batcher, range(8))
@@ -163,20 +170,47 @@ def test_closing_completes_every_future() -> None:
         batcher.submit(TEXT, 3, Priority.NORMAL).result(10)
 
 
+def test_a_full_batch_is_put_together_while_the_one_before_runs() -> None:
+    model = OverlappingModel(limit=4)
+    with batcher_of(model, overlap=True) as batcher:
+        block(model, batcher)
+        futures = submit(batcher, range(4))
+        wait_until(lambda: model.collated[1:], what="the next batch")
+        assert model.batches == [], "the first one still runs"
+        # One that is not full goes on filling itself, and waits for its turn.
+        futures += submit(batcher, [4, 5])
+        model.gate.set()
+        assert [future.result(10) for future in futures] == [0, 2, 4, 6, 8, 10]
+    assert model.batches == [[-1], [0, 1, 2, 3], [4, 5]]
+    assert model.collated == model.batches, "none was put together twice"
+
+
+def test_a_batch_that_cannot_be_put_together_fails_only_the_item_whose_fault_it_is() -> None:
+    model = OverlappingModel(limit=4, refuses=lambda batch: 2 in batch)
+    with batcher_of(model, overlap=True) as batcher:
+        block(model, batcher)
+        futures = submit(batcher, range(4))
+        model.gate.set()
+        with pytest.raises(ItemError, match="put together"):
+            futures[2].result(10)
+        assert [futures[i].result(10) for i in (0, 1, 3)] == [0, 2, 6]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     numbers=st.lists(st.integers(0, 1999), max_size=40),
     bad=st.sets(st.integers(0, 1999), max_size=5),
     limit=st.integers(1, 9),
     memory=st.integers(1, 9),
+    overlap=st.booleans(),
 )
 def test_whatever_is_poison_and_however_batches_fall_each_item_gets_its_own_answer(
-    numbers: list[int], bad: set[int], limit: int, memory: int
+    numbers: list[int], bad: set[int], limit: int, memory: int, overlap: bool
 ) -> None:
     def fails(batch: Sequence[Any]) -> Exception | None:
         return MemoryError() if len(batch) > memory else poison(*bad)(batch)
 
-    with batcher_of(OrderedModel(limit=limit, fails=fails)) as batcher:
+    with batcher_of(OverlappingModel(limit=limit, fails=fails), overlap=overlap) as batcher:
         for number, future in zip(numbers, submit(batcher, numbers), strict=True):
             if number in bad:
                 with pytest.raises(ItemError):
