@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 IMAGES ?=
 
-.PHONY: setup demo up test check bench lock clean help
+.PHONY: setup demo up test check bench ablations lock clean help
 
 help:  ## Show this.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -35,6 +35,9 @@ check: setup  ## Lint, format check, types.
 
 bench: setup  ## Print the benchmark: each figure beside something bare, run in the same minute.
 	$(BIN)/python -m bench
+
+ablations: setup  ## Train revln-tiny again without one of its parts at a time (hours; needs the training data).
+	$(BIN)/python -m bench.ablations -- --cache runs/cache
 
 lock: setup  ## Pin every dependency anew, with hashes and without the address of any index.
 	$(BIN)/uv pip compile --quiet --upgrade --all-extras --generate-hashes --no-emit-index-url \

@@ -16,7 +16,14 @@ _FILE = click.Path(path_type=Path)
 
 
 @click.command()
-@click.option("--data", type=_FILE, default=_DATA / "flickr8k/captions.jsonl", show_default=True, help="captions.jsonl")
+@click.option(
+    "--data",
+    type=_FILE,
+    default=_DATA / "flickr8k/captions.jsonl",
+    show_default=True,
+    help="captions: JSONL, Flickr token file, Karpathy or COCO JSON",
+)
+@click.option("--data-dev", type=_FILE, help="captions of the dev split, where they are in a file of their own")
 @click.option(
     "--images", type=_FILE, default=_DATA / "flickr8k/images.zip", show_default=True, help="folder or zip of pictures"
 )
@@ -25,21 +32,38 @@ _FILE = click.Path(path_type=Path)
 @click.option("--split-dev", default="dev", show_default=True)
 @click.option("--backbone", type=_FILE, help="MobileNetV2 state dict (.safetensors); without one, random weights")
 @click.option("--extra-captions", type=_FILE, help="captions without pictures (.tsv or .tsv.gz), for the language")
-@click.option("--cache", type=_FILE, help="where the frozen trunk's features are kept [default: OUT/state]")
+@click.option(
+    "--extra-evidence/--no-extra-evidence",
+    default=True,
+    show_default=True,
+    help="retrieve from the extra captions too, in training",
+)
+@click.option("--cache", type=_FILE, help="where the decoded pictures are kept [default: OUT/state]")
 @click.option("--config", type=_FILE, help="JSON of the networks' sizes [default: those of revln-tiny]")
 @click.option("--license", default="not stated by whoever trained it", help="terms, as GET /v1/models will show them")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--epochs", "joint_epochs", default=10, show_default=True, help="passes of the joint space")
-@click.option("--text-epochs", default=2, show_default=True, help="passes of the text encoder over extra captions")
-@click.option("--language-epochs", default=1, show_default=True, help="passes of the decoder over extra captions")
-@click.option("--caption-epochs", default=13, show_default=True, help="passes of the decoder over the pictures")
+@click.option("--text-epochs", default=6, show_default=True, help="passes of the text encoder over extra captions")
+@click.option("--language-epochs", default=2, show_default=True, help="passes of the decoder over extra captions")
+@click.option("--epochs", "joint_epochs", default=14, show_default=True, help="passes of the joint space")
+@click.option("--caption-epochs", default=10, show_default=True, help="passes of the decoder over the pictures")
+@click.option("--self-critical-epochs", default=3, show_default=True, help="passes that reward CIDEr; 0: none")
+@click.option("--patience", default=5, show_default=True, help="epochs without a better dev figure that end a stage")
 @click.option("--batch", default=128, show_default=True, help="pictures in a step of the joint space")
-@click.option("--cut", default=14, show_default=True, help="trunk blocks that stay frozen; 19: all")
-@click.option("--views", default=4, show_default=True, help="cached views: picture, mirror image, random crops")
+@click.option("--train-size", default=160, show_default=True, help="pixels of a view in the joint space's training")
+@click.option(
+    "--freeze",
+    type=click.IntRange(0, 19),
+    default=0,
+    show_default=True,
+    help="trunk blocks that stay as they are, from the bottom; 19: all",
+)
 @click.option("--hardest", default=0.0, show_default=True, help="weight of the hardest-negative hinge")
+@click.option("--captioning", default=0.5, show_default=True, help="weight of captioning in the joint space's loss")
 @click.option("--threads", default=0, help="CPU threads [default: torch's choice]")
-@click.option("--bf16/--fp32", default=False, help="bfloat16 matrix products; faster where the CPU has them")
-@click.option("--time-limit-s", type=float, help="begin no epoch after so many seconds; what is there is written")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1; auto: a GPU if there is one")
+@click.option("--bf16/--fp32", default=False, help="bfloat16 matrix products; faster where the CPU or GPU has them")
+@click.option("--save-every-s", default=300.0, show_default=True, help="seconds of work that a kill may cost")
+@click.option("--time-limit-s", type=float, help="begin no step after so many seconds; what is there is written")
 def train(**options: Any) -> None:
     """Train a model; OUT is then usable as one."""
     try:

@@ -6,10 +6,12 @@ CVPR 2023 (arXiv:2209.15323). Built on transformers' GPT2LMHeadModel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -57,8 +59,16 @@ class Captioner(nn.Module):
         )
 
     def look(self, places: Tensor) -> Tensor:
-        """(B, P, C) feature map → (B, P, W), what the decoder attends to."""
-        return cast(Tensor, self.norm(self.project(places) + self.position))
+        """(B, P, C) feature map → (B, P, W), what the decoder attends to.
+
+        A map of another size than the model's own (training sees smaller crops) gets the positions in between.
+        """
+        position: Tensor = self.position
+        if places.shape[1] != len(position):
+            own, side = (math.isqrt(n) for n in (len(position), places.shape[1]))
+            grid = position.T.reshape(1, -1, own, own)
+            position = F.interpolate(grid, (side, side), mode="bilinear", align_corners=False)[0].flatten(1).T
+        return cast(Tensor, self.norm(self.project(places) + position))
 
     def logits(self, ids: Tensor, mask: Tensor, seen: Tensor | None, keep: int | Tensor = 0) -> Tensor:
         """One teacher-forced pass: (B, T) ids and mask, (B, P, W) from ``look`` or None → (B, T, V) logits.

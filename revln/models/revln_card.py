@@ -33,14 +33,18 @@ WEIGHTS_FILE = "model.safetensors"
 # What vectors come from, by the names of tensors; and the settings that none hangs on, by how their names begin.
 _JOINT_TENSORS = ("image.", "text.")
 _CAPTION_ONLY = ("caption_", "max_evidence", "evidence_", "prefix_tokens", "license", "match_")
+# Said of the outputs, and not what they are made of: to measure them again makes no other model.
+_NOT_IN_FINGERPRINT = frozenset({"evidence_min_score", "match_min_score"})
 TOKENIZER_FILE = "tokenizer.json"
+# 1 kept the trunk's batch norms and one bidirectional GRU.
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class RevlnConfig:
     """Sizes and preprocessing. Written to config.json, and so part of the fingerprint."""
 
-    format: int = 1
+    format: int = _FORMAT
     # Image: squashed to image_size × image_size with a bicubic antialiased filter, then x / 127.5 − 1.
     image_size: int = 224
     pool_heads: int = 8
@@ -64,6 +68,8 @@ class RevlnConfig:
     license: str = "not stated by whoever trained it"
     # Least cosine to an item that is a match at all, for a query by "text" and by "image". Training measures it.
     match_min_score: dict[str, float] | None = None
+    # Least cosine of a retrieved caption that may be evidence; below it, the nearest is too far to tell anything.
+    evidence_min_score: float | None = None
 
     @property
     def max_new_tokens(self) -> int:
@@ -92,10 +98,10 @@ class RevlnConfig:
         if not isinstance(raw, dict) or raw.pop("family", None) != FAMILY:
             raise ModelUnavailable(f'{folder / CONFIG_FILE} does not say \'"family": "{FAMILY}"\'; {_WAY_OUT}')
         unknown = sorted(set(raw) - {field.name for field in fields(cls)})
-        if unknown or raw.get("format", 1) != 1:
+        if unknown or raw.get("format", 1) != _FORMAT:
             raise ModelUnavailable(
                 f"{folder / CONFIG_FILE} is of format {raw.get('format', 1)} with unknown settings {unknown}; "
-                "this revln reads format 1. Update revln, or train the model again."
+                f"this revln reads format {_FORMAT}. Update revln, or train the model again."
             )
         return cls(**raw)
 
@@ -113,7 +119,9 @@ def _need(folder: Path, name: str) -> Path:
 def fingerprint(folder: Path) -> str:
     """``revln-`` and 16 hex digits over family, config.json, weights and tokenizer; 25 MB hash in about 20 ms."""
     digest = hashlib.sha256(FAMILY.encode())
-    digest.update(_need(folder, CONFIG_FILE).read_bytes())
+    config = json.loads(_need(folder, CONFIG_FILE).read_text(encoding="utf-8"))
+    made_of = {name: value for name, value in config.items() if name not in _NOT_IN_FINGERPRINT}
+    digest.update(json.dumps(made_of, sort_keys=True).encode())
     for name in (WEIGHTS_FILE, TOKENIZER_FILE):
         with _need(folder, name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -161,5 +169,6 @@ def describe(name: str, folder: Path) -> ModelInfo:
         parameters=count_parameters(read_header(_need(folder, WEIGHTS_FILE))),
         license=config.license,
         match_min_score=config.match_min_score,
+        evidence_min_score=config.evidence_min_score,
         joint_fingerprint=joint_fingerprint(folder),
     )

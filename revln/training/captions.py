@@ -1,4 +1,4 @@
-"""Stage 2, the decoder: first the language alone, then captions of pictures, each prompted with retrieved captions.
+"""The decoder: first the language alone, then captions of pictures, each prompted with retrieved captions.
 
 The prompt of a picture in training never holds its own captions, and is left out for a quarter of the examples, so
 that the decoder neither copies blindly nor is lost without evidence (Ramos et al., SmallCap, CVPR 2023).
@@ -6,8 +6,9 @@ that the decoder neither copies blindly nor is lost without evidence (Ramos et a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +18,20 @@ from torch import Tensor, nn
 
 from revln.models.captioner import Captioner
 from revln.models.decoding import pad_left
+from revln.models.revln_family import RevlnNet
 from revln.models.tokenizer import EOS, PAD, Tokenizer
-from revln.training.stage import Stage
+from revln.training.pixels import Augment, View
+from revln.training.stage import Stage, rng_of
 
-__all__ = ["Prompter", "caption_loss", "caption_stage", "language_stage", "nearest_captions", "target"]
+__all__ = ["CaptionData", "Prompter", "caption_loss", "caption_stage", "language_stage", "target"]
 
 Ids = list[int]
+_LANGUAGE, _CAPTION = 3, 4  # in the keys of random generators
 # Share of training examples without evidence.
 _DROP_EVIDENCE = 0.25
+# Spread over the other tokens: a picture has five captions of the same right, and one is told at a time.
+_SMOOTHING = 0.05
+_TARGET_TOKENS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,45 +42,33 @@ class Prompter:
     most: int  # captions
     each: int  # tokens of each
 
-    def __call__(self, rng: np.random.Generator, captions: Sequence[str]) -> Ids:
-        """A random number of ``captions``, which are best first, in their order; none for a quarter of the calls."""
-        most = min(self.most, len(captions))
+    def __call__(self, rng: np.random.Generator, captions: Sequence[str], pool: int) -> Ids:
+        """A random number of the first ``pool`` of ``captions``, in their order; none for a quarter of the calls."""
+        pool = min(pool, len(captions))
+        most = min(self.most, pool)
         if most == 0 or rng.random() < _DROP_EVIDENCE:
             return self.tokenizer.prompt((), self.each)
-        # Drawn from twice as many as are shown, for variety: the nearest four of a picture never change.
-        pool = min(2 * self.most, len(captions))
-        chosen = np.sort(rng.choice(pool, int(rng.integers(1, most + 1)), replace=False))
+        # Mostly as many as there are room for, which is what the served model gets.
+        shown = most if rng.random() < 0.5 else int(rng.integers(1, most + 1))
+        chosen = np.sort(rng.choice(pool, shown, replace=False))
         return self.tokenizer.prompt([captions[i] for i in chosen], self.each)
 
 
 def caption_loss(captioner: Captioner, seen: Tensor | None, prompts: Sequence[Ids], targets: Sequence[Ids]) -> Tensor:
-    """Mean negative log-likelihood of the targets' tokens and end tokens; the prompts' tokens cost nothing."""
+    """Mean negative log-likelihood of the targets' tokens and end tokens; the prompts' tokens cost nothing.
+
+    In training mode the likelihood is smoothed.
+    """
+    device = captioner.position.device
     ids, mask = pad_left([[*prompt, *target, EOS] for prompt, target in zip(prompts, targets, strict=True)], PAD)
-    lengths = torch.tensor([len(target) + 1 for target in targets])
+    ids, mask = ids.to(device), mask.to(device)
+    lengths = torch.tensor([len(target) + 1 for target in targets], device=device)
     L = int(lengths.max())
     logits = captioner.logits(ids[:, :-1], mask[:, :-1], seen, keep=L)  # (B, L, V)
     # Rows end in the same column, so a target is the last len + 1 columns of its row.
-    real = torch.arange(L)[None, :] >= L - lengths[:, None]  # (B, L)
-    return F.cross_entropy(logits[real].float(), ids[:, -L:][real])
-
-
-def nearest_captions(
-    images: npt.NDArray[np.float32], texts: npt.NDArray[np.float32], owner: Sequence[int] | None, k: int
-) -> npt.NDArray[np.int64]:
-    """(N, D) pictures, (M, D) captions → (N, k) caption numbers, best first.
-
-    With ``owner`` caption m belongs to picture owner[m], and is kept from it.
-    """
-    out = []
-    of = None if owner is None else np.asarray(owner)
-    for start in range(0, len(images), 512):
-        scores = images[start : start + 512] @ texts.T
-        if of is not None:
-            scores[of[None, :] == np.arange(start, start + len(scores))[:, None]] = -np.inf
-        top = np.argpartition(-scores, min(k, scores.shape[1] - 1), axis=1)[:, :k]
-        order = np.take_along_axis(scores, top, axis=1).argsort(axis=1)[:, ::-1]
-        out.append(np.take_along_axis(top, order, axis=1))
-    return np.concatenate(out)
+    real = torch.arange(L, device=device)[None, :] >= L - lengths[:, None]  # (B, L)
+    smoothing = _SMOOTHING if captioner.training else 0.0
+    return F.cross_entropy(logits[real].float(), ids[:, -L:][real], label_smoothing=smoothing)
 
 
 def language_stage(
@@ -83,52 +78,66 @@ def language_stage(
 
     def example(rng: np.random.Generator, i: int) -> _Example:
         shuffled = [groups[i][j] for j in rng.permutation(len(groups[i]))]
-        return _Example(i, prompter(rng, shuffled[1:]), target(prompter.tokenizer, shuffled[0]))
+        return _Example(i, prompter(rng, shuffled[1:], prompter.most), target(prompter.tokenizer, shuffled[0]))
 
-    def batches(epoch: int) -> Iterator[list[_Example]]:
-        return _bucketed(np.random.default_rng((seed, 3, epoch)), len(groups), batch, example)
+    draw = _Bucketed((seed, _LANGUAGE), len(groups), batch, example)
 
-    def loss(rows: list[_Example]) -> Tensor:
+    def loss(rows: Sequence[_Example]) -> Tensor:
         return caption_loss(captioner, None, [row.prompt for row in rows], [row.target for row in rows])
 
     parameters = [{"params": list(captioner.gpt2.parameters()), "lr": 1e-3}]
     modules: dict[str, nn.Module] = {"captioner": captioner}
-    return Stage("language", epochs, max(1, len(groups) // batch), parameters, modules, batches, loss)
+    return Stage("language", epochs, max(1, len(groups) // batch), parameters, modules, draw, loss)
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionData:
+    """Pictures, their captions, and for each the captions retrieved for it, best first; ``pool`` of them are drawn."""
+
+    images: npt.NDArray[np.uint8]
+    mirror: npt.NDArray[np.bool_]
+    captions: Sequence[Sequence[str]]
+    evidence: Sequence[Sequence[str]]
+    pool: int
 
 
 def caption_stage(
-    captioner: Captioner,
-    places: npt.NDArray[np.float16],
-    captions: Sequence[Sequence[str]],
-    evidence: Sequence[Sequence[str]],
+    net: RevlnNet,
+    data: CaptionData,
     prompter: Prompter,
+    augment: Augment,
     *,
     epochs: int,
     batch: int,
     seed: int,
     validate: Callable[[], dict[str, float]],
+    device: torch.device,
 ) -> Stage:
-    """Pictures' feature maps (N, views, P, C), their captions and what was retrieved for them; one caption a pass."""
+    """The decoder alone, over the trained trunk; a pass tells two captions of each picture, of one view of it."""
 
     def example(rng: np.random.Generator, i: int) -> _Example:
-        told = captions[i][int(rng.integers(len(captions[i])))]
-        return _Example(i, prompter(rng, evidence[i]), target(prompter.tokenizer, told))
+        told = data.captions[i][int(rng.integers(len(data.captions[i])))]
+        return _Example(i, prompter(rng, data.evidence[i], data.pool), target(prompter.tokenizer, told))
 
-    def batches(epoch: int) -> Iterator[tuple[Tensor, list[_Example]]]:
-        rng = np.random.default_rng((seed, 4, epoch))
-        for rows in _bucketed(rng, len(captions), batch, example):
-            views = rng.integers(places.shape[1], size=len(rows))
-            yield torch.from_numpy(places[[row.picture for row in rows], views].astype(np.float32)), rows
+    bucketed = _Bucketed((seed, _CAPTION), len(data.captions), batch, example)
 
-    def loss(item: tuple[Tensor, list[_Example]]) -> Tensor:
-        x, rows = item
-        seen = captioner.look(x)
-        return caption_loss(captioner, seen, [row.prompt for row in rows], [row.target for row in rows])
+    def draw(epoch: int, step: int) -> tuple[View, list[_Example]]:
+        rows, rng = bucketed(epoch, step), rng_of(seed, _CAPTION, epoch, step, 1)
+        pictures = np.array([row.picture for row in rows])
+        view = augment.draw(rng, data.images[pictures], data.mirror[pictures])
+        return view, [*rows, *(example(rng, row.picture) for row in rows)]
 
-    parameters = [{"params": list(captioner.parameters()), "lr": 1e-3}]
-    modules: dict[str, nn.Module] = {"captioner": captioner}
-    steps = max(1, len(captions) // batch)
-    return Stage("caption", epochs, steps, parameters, modules, batches, loss, validate)
+    def loss(item: tuple[View, list[_Example]]) -> Tensor:
+        view, rows = item
+        with torch.no_grad(), torch.autocast(device.type, enabled=device.type != "cpu", dtype=torch.bfloat16):
+            places = net.image.places(augment(view, device))
+        seen = net.captioner.look(places).repeat(2, 1, 1)
+        return caption_loss(net.captioner, seen, [row.prompt for row in rows], [row.target for row in rows])
+
+    parameters = [{"params": list(net.captioner.parameters()), "lr": 6e-4}]
+    modules: dict[str, nn.Module] = {"captioner": net.captioner}
+    steps = max(1, len(data.captions) // batch)
+    return Stage("caption", epochs, steps, parameters, modules, draw, loss, validate, best_by="cider")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +150,28 @@ class _Example:
         return len(self.prompt) + len(self.target)
 
 
-def _bucketed(
-    rng: np.random.Generator, n: int, batch: int, example: Callable[[np.random.Generator, int], _Example]
-) -> Iterator[list[_Example]]:
+class _Bucketed:
     """All of n in random order, but rows of like length together: padding was half of every batch without that."""
-    order = rng.permutation(n)[: max(1, n // batch) * batch]
-    for start in range(0, len(order), batch * 16):
-        rows = sorted((example(rng, int(i)) for i in order[start : start + batch * 16]), key=len)
-        for first in rng.permutation(range(0, len(rows), batch)):
-            yield rows[first : first + batch]
+
+    def __init__(
+        self, key: tuple[int, int], n: int, batch: int, example: Callable[[np.random.Generator, int], _Example]
+    ) -> None:
+        self._key, self._n, self._batch, self._example = key, n, batch, example
+        self._epoch = lru_cache(maxsize=1)(self._plan)
+
+    def __call__(self, epoch: int, step: int) -> list[_Example]:
+        return self._epoch(epoch)[step]
+
+    def _plan(self, epoch: int) -> list[list[_Example]]:
+        rng, batch = rng_of(*self._key, epoch), self._batch
+        order = rng.permutation(self._n)[: max(1, self._n // batch) * batch]
+        plan = []
+        for start in range(0, len(order), batch * 16):
+            rows = sorted((self._example(rng, int(i)) for i in order[start : start + batch * 16]), key=len)
+            plan += [rows[first : first + batch] for first in rng.permutation(range(0, len(rows), batch))]
+        return plan
 
 
 def target(tokenizer: Tokenizer, caption: str) -> Ids:
     """Without its full stop, which half of the captions lack: the end token says the same."""
-    return tokenizer.encode(caption.strip().rstrip(". "))[:40]
+    return tokenizer.encode(caption.strip().rstrip(". "))[:_TARGET_TOKENS]

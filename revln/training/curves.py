@@ -9,7 +9,10 @@ import click
 
 __all__ = ["Curves"]
 
-_COLUMNS = ("stage", "epoch", "seconds", "loss", "i2t_r10", "t2i_r10", "dev_loss")
+_COLUMNS = ("stage", "epoch", "seconds", "loss", "dev_loss",
+            "i2t_r1", "i2t_r10", "t2i_r1", "t2i_r10", "recall", "bleu4", "cider", "cider_bare", "reward")  # fmt: skip
+# Shown by the right-hand scale.
+_RIGHT = frozenset({"i2t_r1", "i2t_r10", "t2i_r1", "t2i_r10", "bleu4", "cider", "cider_bare", "reward"})
 
 
 class Curves:

@@ -1,7 +1,7 @@
 """What training reads: captioned pictures, and captions without pictures.
 
-``captions.jsonl``: one ``{"file", "split", "captions": [str, …]}`` a line. Pictures: a folder or a zip of files of
-those names. Extra captions: a tab-separated file (gzip or not) with the columns ``image_id`` and ``caption``.
+Captions come in any form that `formats` knows. Pictures: a folder or a zip of files of the names in there. Extra
+captions: a tab-separated file (gzip or not) with the columns ``image_id`` and ``caption``.
 """
 
 from __future__ import annotations
@@ -9,47 +9,37 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import zipfile
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from revln.errors import ValidationFailed
+from revln.training.formats import Example, read_examples
 
 __all__ = ["Example", "Pictures", "read_captions", "read_extra_captions"]
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One picture's file name and its captions."""
-
-    file: str
-    captions: tuple[str, ...]
-
-
 def read_captions(path: Path, split: str) -> list[Example]:
-    """The examples of one split, in the file's order.
+    """The examples of one split, in the file's order; all of them where the form of the file knows no splits.
 
     Raises:
-        ValidationFailed: the file is missing, a line is malformed, or the split is empty.
+        ValidationFailed: the file is missing or malformed, the split is empty, or a picture has no captions.
     """
     _need(path, "the captions")
-    examples, seen = [], set()
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-                seen.add(row["split"])
-                if row["split"] == split:
-                    examples.append(Example(row["file"], tuple(str(text) for text in row["captions"])))
-            except (ValueError, KeyError, TypeError) as err:
-                raise ValidationFailed(f"{path}, line {number}: needs file, split and captions ({err!r})") from err
-    if not examples:
-        raise ValidationFailed(f"{path} holds nothing of split '{split}'; its splits are {sorted(seen)}")
-    return examples
+    examples = read_examples(path)
+    # Karpathy's files set apart those that belong to train once val and test are taken.
+    wanted = {split, "restval"} if split == "train" else {split, "val"} if split == "dev" else {split}
+    mine = [example for example in examples if example.split is None or example.split in wanted]
+    if not mine:
+        raise ValidationFailed(
+            f"{path} holds nothing of split '{split}'; its splits are {sorted({str(each.split) for each in examples})}"
+        )
+    bare = next((example.file for example in mine if not example.captions), None)
+    if bare is not None:
+        raise ValidationFailed(f"{path}: the picture {bare} has no captions; leave it out")
+    return mine
 
 
 def read_extra_captions(path: Path) -> list[tuple[str, ...]]:
@@ -74,6 +64,11 @@ class Pictures:
             _need(path, "the pictures")
         self._folder = path
         self._zip = None if path.is_dir() else zipfile.ZipFile(path)
+
+    def identity(self) -> list[str | int]:
+        """What a cache of the pictures hangs on: the path, and when and how large the folder or the zip was."""
+        stat = self._folder.stat()
+        return [str(self._folder.resolve()), stat.st_size, stat.st_mtime_ns]
 
     def __getitem__(self, file: str) -> Image.Image:
         try:

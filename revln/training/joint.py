@@ -1,174 +1,177 @@
-"""Stage 1, the joint space: first captions against captions of the same picture, then pictures against captions.
+"""The joint space: first captions against captions of the same picture, then pictures against captions.
 
-The first part needs no pictures (COCO captions), and teaches the GRU which words may stand for each other. The second
-is InfoNCE (van den Oord et al., 2018) with a learned temperature, and the hardest-negative hinge of VSE++ beside it.
+The first stage needs no pictures (COCO captions), and teaches the GRUs which words may stand for each other. The second
+is InfoNCE (van den Oord et al., 2018) with a learned temperature. Beside it, each of a weight: the hardest-negative
+hinge of VSE++ (Faghri et al., 2018); the first stage's loss, so that six thousand pictures do not unteach it; and
+captioning from the same feature map, as in CoCa (Yu et al., 2022), which teaches the trunk what no negative asks for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from revln.models.image_cnn import ImageEncoder
+from revln.models.revln_family import RevlnNet
 from revln.models.text_gru import TextEncoder, pad
-from revln.training.recall import recall_both_ways
-from revln.training.stage import Stage
+from revln.training.captions import caption_loss
+from revln.training.contrast import Scale, contrastive_loss
+from revln.training.pixels import Augment, View
+from revln.training.stage import Stage, rng_of
 
-__all__ = ["Scale", "contrastive_loss", "dev_recall", "embed_features", "embed_texts", "joint_stage", "text_stage"]
+__all__ = ["JointData", "JointOptions", "joint_stage", "text_stage"]
 
 Ids = list[int]
-# The margin of VSE++.
-_MARGIN = 0.2
+_TEXT, _JOINT = 1, 2  # in the keys of random generators
 
 
-class Scale(nn.Module):
-    """The learned inverse temperature, kept below 100 as CLIP keeps it."""
+@dataclass(frozen=True, slots=True)
+class JointOptions:
+    """The weights beside InfoNCE's 1, and how much of a batch each sees."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.log = nn.Parameter(torch.tensor(2.996))  # exp → 20, a temperature of 0.05
-
-    def forward(self) -> Tensor:
-        return self.log.exp().clamp(max=100.0)
-
-
-def contrastive_loss(images: Tensor, texts: Tensor, owner: Tensor, scale: Tensor, hardest: float) -> Tensor:
-    """(B, D) and (N, D) unit vectors, text n of image owner[n] → scalar.
-
-    The other captions of a picture are neither its positives in this term nor its negatives: they are left out.
-    """
-    cosine = images.float() @ texts.float().T  # (B, N)
-    mine = owner[None, :] == torch.arange(len(images), device=owner.device)[:, None]  # (B, N)
-    positive = cosine[owner, torch.arange(len(texts), device=owner.device)]  # (N,)
-    # Masked after scaling: −inf times the scale has no gradient with respect to the scale but NaN.
-    scaled = (scale * cosine).masked_fill(mine, -torch.inf)
-    # −log(e^p / (e^p + Σ e^n)) = softplus(log Σ e^n − p), for each caption as query and as answer.
-    to_text = nn.functional.softplus(scaled.logsumexp(dim=1)[owner] - scale * positive)
-    to_image = nn.functional.softplus(scaled.logsumexp(dim=0) - scale * positive)
-    loss = (to_text + to_image).mean() / 2
-    if hardest > 0:
-        negatives = cosine.masked_fill(mine, -1.0)
-        hinge = (_MARGIN + negatives.amax(dim=1)[owner] - positive).clamp(min=0)
-        hinge = hinge + (_MARGIN + negatives.amax(dim=0) - positive).clamp(min=0)
-        loss = loss + hardest * hinge.mean()
-    return loss
+    epochs: int
+    batch: int
+    seed: int
+    each: int = 3  # captions a picture
+    hardest: float = 0.0
+    between_texts: float = 0.2
+    extra_texts: float = 0.2
+    captioning: float = 0.5  # on the first half of the pictures
+    freeze: int = 0
 
 
-def text_stage(text: TextEncoder, groups: Sequence[Sequence[Ids]], epochs: int, batch: int, seed: int) -> Stage:
+@dataclass(frozen=True, slots=True)
+class JointData:
+    """Pictures (N, 3, S, S) uint8, whether each may be mirrored, and the token ids of its captions."""
+
+    images: npt.NDArray[np.uint8]
+    mirror: npt.NDArray[np.bool_]
+    captions: Sequence[Sequence[Ids]]
+    extra: Sequence[Sequence[Ids]]  # captions of pictures that are not here
+    prompt: Ids  # of the decoder, without evidence
+
+
+def text_stage(
+    text: TextEncoder, extra: Sequence[Sequence[Ids]], epochs: int, batch: int, seed: int, device: torch.device
+) -> Stage:
     """Two captions of one picture against those of ``batch`` − 1 others."""
-    usable = [group for group in groups if len(group) > 1]
-    scale = Scale()
+    usable = [group for group in extra if len(group) > 1]
+    scale = Scale().to(device)
 
-    def batches(epoch: int) -> Iterator[list[Ids]]:
-        rng = np.random.default_rng((seed, 1, epoch))
-        for chosen in _shuffled(rng, len(usable), batch):
-            pairs = [rng.choice(len(usable[i]), 2, replace=False) for i in chosen]
-            first = [usable[i][pair[0]] for i, pair in zip(chosen, pairs, strict=True)]
-            yield first + [usable[i][pair[1]] for i, pair in zip(chosen, pairs, strict=True)]
+    def draw(epoch: int, step: int) -> list[Ids]:
+        chosen = _chosen((seed, _TEXT, epoch), len(usable), batch, step)
+        return _pairs(rng_of(seed, _TEXT, epoch, step), [usable[i] for i in chosen])
 
-    def loss(rows: list[Ids]) -> Tensor:
-        vectors = text(*pad(rows))  # (2B, D)
-        first, second = vectors.chunk(2)
-        return contrastive_loss(first, second, torch.arange(len(first)), scale(), hardest=0.0)
-
-    groups_ = [{"params": [*text.parameters(), *scale.parameters()], "lr": 1e-3}]
+    groups = [{"params": [*text.parameters(), *scale.parameters()], "lr": 1e-3}]
     modules: dict[str, nn.Module] = {"text": text, "scale": scale}
-    return Stage("text", epochs, _steps(len(usable), batch), groups_, modules, batches, loss)
+    steps = max(1, len(usable) // batch)
+    return Stage("text", epochs, steps, groups, modules, draw, lambda rows: _between(text, scale, rows, device))
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    features: Tensor  # (B, C, h, w) float32, the trunk's output at the cut
-    rows: list[Ids]  # captions, ``each`` a picture
+    view: View
+    rows: list[Ids]  # captions, up to ``each`` a picture
     owner: Tensor  # (N,)
+    told: list[Ids]  # a caption of each of the first pictures, for the decoder
+    extra: list[Ids]
 
 
 def joint_stage(
-    image: ImageEncoder,
-    text: TextEncoder,
-    features: npt.NDArray[np.float16],
-    captions: Sequence[Sequence[Ids]],
-    *,
-    cut: int,
-    epochs: int,
-    batch: int,
-    each: int,
-    hardest: float,
-    seed: int,
+    net: RevlnNet,
+    data: JointData,
+    augment: Augment,
+    options: JointOptions,
     validate: Callable[[], dict[str, float]],
+    device: torch.device,
 ) -> Stage:
-    """Pictures (one random view of each, read at the cut) against ``each`` random captions of each."""
-    scale = Scale()
-    tail = list(image.trunk[cut:].parameters())
+    """Pictures, each in a random view, against ``each`` random captions of each; the best epoch by dev's recall."""
+    image, text = net.image, net.text
+    scale, extra_scale = Scale().to(device), Scale().to(device)
+    frozen, tail = image.trunk[: options.freeze], image.trunk[options.freeze :]
+    frozen.requires_grad_(False)
+    usable = [group for group in data.extra if len(group) > 1]
+    told = options.batch // 2 if options.captioning > 0 else 0
 
-    def batches(epoch: int) -> Iterator[_Batch]:
-        rng = np.random.default_rng((seed, 2, epoch))
-        for chosen in _shuffled(rng, len(captions), batch):
-            views = rng.integers(features.shape[1], size=len(chosen))
-            x = torch.from_numpy(features[chosen, views].astype(np.float32))
-            picks = [rng.permutation(len(captions[i]))[:each] for i in chosen]
-            rows = [captions[i][j] for i, pick in zip(chosen, picks, strict=True) for j in pick]
-            owner = np.repeat(np.arange(len(chosen)), [len(pick) for pick in picks])
-            yield _Batch(x, rows, torch.from_numpy(owner))
+    def draw(epoch: int, step: int) -> _Batch:
+        rng = rng_of(options.seed, _JOINT, epoch, step)
+        chosen = _chosen((options.seed, _JOINT, epoch), len(data.captions), options.batch, step)
+        picks = [rng.permutation(len(data.captions[i]))[: options.each] for i in chosen]
+        rows = [data.captions[i][j] for i, pick in zip(chosen, picks, strict=True) for j in pick]
+        owner = np.repeat(np.arange(len(chosen)), [len(pick) for pick in picks])
+        extra = []
+        if usable and options.extra_texts > 0:
+            some = rng.choice(len(usable), min(len(usable), options.batch), replace=False)
+            extra = _pairs(rng, [usable[i] for i in some])
+        view = augment.draw(rng, data.images[np.sort(chosen)][np.argsort(np.argsort(chosen))], data.mirror[chosen])
+        first = [data.captions[i][pick[0]] for i, pick in zip(chosen[:told], picks[:told], strict=True)]
+        return _Batch(view, rows, torch.from_numpy(owner).to(device), first, extra)
 
     def loss(item: _Batch) -> Tensor:
         # Measured on an AVX512-BF16 CPU: the GRU's pass takes half the time in bfloat16, the convolutions' 1.5 times.
-        with torch.autocast("cpu", enabled=False):
-            places = image.places(item.features.contiguous(memory_format=torch.channels_last), start=cut)
+        with torch.autocast(device.type, enabled=device.type != "cpu", dtype=torch.bfloat16):
+            places = image.places(augment(item.view, device))
             vectors = image.embed(places)
-        texts = text(*pad(item.rows)).float()
-        with torch.autocast("cpu", enabled=False):  # three digits of a cosine are too few to tell near ones apart
-            return contrastive_loss(vectors, texts, item.owner, scale(), hardest)
+        total = _contrast(vectors, _texts(text, item.rows, device), item, scale, options)
+        if item.extra:
+            total = total + options.extra_texts * _between(text, extra_scale, item.extra, device)
+        if item.told:
+            seen = net.captioner.look(places[: len(item.told)])
+            prompts = [data.prompt] * len(item.told)
+            total = total + options.captioning * caption_loss(net.captioner, seen, prompts, item.told)
+        return total
 
     groups = [
-        {"params": [*image.pool.parameters(), *scale.parameters()], "lr": 1e-3},
+        {"params": [*image.pool.parameters(), *scale.parameters(), *extra_scale.parameters()], "lr": 1e-3},
         {"params": list(text.parameters()), "lr": 5e-4},
-    ]
-    if tail:
+        {"params": list(net.captioner.parameters()), "lr": 5e-4},
         # The backbone knows a thousand classes that six thousand pictures cannot teach it again: slowly.
-        groups.append({"params": tail, "lr": 1e-4})
-    modules: dict[str, nn.Module] = {"image": image, "text": text, "scale": scale}
-    return Stage("joint", epochs, _steps(len(captions), batch), groups, modules, batches, loss, validate)
+        {"params": list(tail.parameters()), "lr": 1e-4},
+    ]
+    modules = {"image": image, "text": text, "captioner": net.captioner, "scale": scale, "extra_scale": extra_scale}
+    steps = max(1, len(data.captions) // options.batch)
+    groups = [group for group in groups if group["params"]]
+    return Stage("joint", options.epochs, steps, groups, modules, draw, loss, validate, best_by="recall")
 
 
-@torch.inference_mode()
-def embed_features(image: ImageEncoder, features: npt.NDArray[np.float16], cut: int) -> npt.NDArray[np.float32]:
-    """(N, views, C, h, w) → (N, D), of view 0."""
-    out = []
-    for start in range(0, len(features), 64):
-        x = torch.from_numpy(features[start : start + 64, 0].astype(np.float32))
-        out.append(image.embed(image.places(x.contiguous(memory_format=torch.channels_last), start=cut)))
-    return torch.cat(out).numpy()
+def _contrast(vectors: Tensor, texts: Tensor, item: _Batch, scale: Scale, options: JointOptions) -> Tensor:
+    with torch.autocast(vectors.device.type, enabled=False):  # three digits of a cosine cannot tell near ones apart
+        loss = contrastive_loss(vectors, texts, item.owner, scale(), options.hardest)
+        if options.between_texts > 0:
+            first = torch.searchsorted(item.owner, torch.arange(len(vectors), device=item.owner.device))
+            # Each picture's first caption in the place of the picture; it is its own positive, at no cost.
+            loss = loss + options.between_texts * contrastive_loss(texts[first], texts, item.owner, scale(), 0.0)
+    return loss
 
 
-@torch.inference_mode()
-def embed_texts(text: TextEncoder, rows: Sequence[Ids]) -> npt.NDArray[np.float32]:
-    """Token ids → (N, D)."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    out = np.empty((len(rows), text.project.out_features), dtype=np.float32)
-    for start in range(0, len(order), 256):
-        chosen = order[start : start + 256]
-        out[chosen] = text(*pad([rows[i] for i in chosen])).numpy()
-    return out
+def _between(text: TextEncoder, scale: Scale, rows: list[Ids], device: torch.device) -> Tensor:
+    first, second = _texts(text, rows, device).chunk(2)
+    with torch.autocast(device.type, enabled=False):
+        return contrastive_loss(first, second, torch.arange(len(first), device=device), scale(), hardest=0.0)
 
 
-def dev_recall(images: npt.NDArray[np.float32], texts: npt.NDArray[np.float32], owner: list[int]) -> dict[str, float]:
-    """What the curves show of a dev split."""
-    i2t, t2i = recall_both_ways(images, texts, owner)
-    return {"i2t_r10": i2t.r10, "t2i_r10": t2i.r10}
+def _texts(text: TextEncoder, rows: list[Ids], device: torch.device) -> Tensor:
+    ids, lengths = pad(rows)
+    vectors: Tensor = text(ids.to(device), lengths)
+    return vectors.float()
 
 
-def _steps(n: int, batch: int) -> int:
-    return max(1, n // batch)
+def _pairs(rng: np.random.Generator, groups: Sequence[Sequence[Ids]]) -> list[Ids]:
+    """Two captions of each: all the first ones, then all the second ones."""
+    pairs = [rng.choice(len(group), 2, replace=False) for group in groups]
+    return [group[pair[side]] for side in (0, 1) for group, pair in zip(groups, pairs, strict=True)]
 
 
-def _shuffled(rng: np.random.Generator, n: int, batch: int) -> Iterator[npt.NDArray[np.int64]]:
+@lru_cache(maxsize=4)
+def _order(key: tuple[int, ...], n: int) -> npt.NDArray[np.int64]:
+    return rng_of(*key).permutation(n)
+
+
+def _chosen(key: tuple[int, ...], n: int, batch: int, step: int) -> npt.NDArray[np.int64]:
     """Whole batches only: a short one has fewer negatives and so another loss. Fewer than one batch is one batch."""
-    order = rng.permutation(n)
-    for step in range(_steps(n, batch)):
-        yield order[step * batch : (step + 1) * batch]
+    return _order(key, n)[step * batch : (step + 1) * batch]

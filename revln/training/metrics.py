@@ -10,8 +10,9 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-__all__ = ["bleu", "cider", "rouge_l", "score_captions", "tokenize"]
+__all__ = ["Cider", "bleu", "cider", "rouge_l", "score_captions", "tokenize"]
 
 Words = list[str]
 _Grams = Counter[tuple[str, ...]]
@@ -71,31 +72,55 @@ def rouge_l(hyps: Sequence[Words], refs: Sequence[Sequence[Words]]) -> float:
 
 
 def cider(hyps: Sequence[Words], refs: Sequence[Sequence[Words]]) -> float:
-    """CIDEr-D's form as pycocoevalcap computes it: clipped tf-idf cosines of 1- to 4-grams, times 10."""
-    ref_grams = [[_all_grams(ref) for ref in several] for several in refs]
-    frequency: Counter[tuple[str, ...]] = Counter()
-    for grams_of_one in ref_grams:
-        frequency.update(set().union(*grams_of_one))
-    log_images = math.log(len(refs))
+    """Mean CIDEr of captions; the words' weights come from their own references."""
+    scorer = Cider(refs)
+    return sum(scorer.of(hyp, several) for hyp, several in zip(hyps, refs, strict=True)) / len(hyps)
 
-    def weigh(words: Words, grams: _Grams) -> tuple[list[dict[tuple[str, ...], float]], list[float], int]:
-        by_length: list[dict[tuple[str, ...], float]] = [{}, {}, {}, {}]
-        for gram, count in grams.items():
-            by_length[len(gram) - 1][gram] = count * (log_images - math.log(max(1, frequency[gram])))
-        # The reference measures length in bigrams.
-        return by_length, [math.sqrt(sum(v * v for v in d.values())) for d in by_length], max(0, len(words) - 1)
 
-    total = 0.0
-    for hyp, several, grams in zip(hyps, refs, ref_grams, strict=True):
-        mine, my_norm, my_length = weigh(hyp, _all_grams(hyp))
-        for ref, ref_gram in zip(several, grams, strict=True):
-            theirs, their_norm, their_length = weigh(ref, ref_gram)
-            length = math.exp(-((my_length - their_length) ** 2) / (2 * _SIGMA**2))
+class Cider:
+    """CIDEr-D's form as pycocoevalcap computes it: clipped tf-idf cosines of 1- to 4-grams, times 10.
+
+    Words weigh the more, the fewer of ``corpus``, pictures' references, they stand in.
+    """
+
+    def __init__(self, corpus: Sequence[Sequence[Words]]) -> None:
+        self._frequency: Counter[tuple[str, ...]] = Counter()
+        for several in corpus:
+            self._frequency.update(set().union(*(_all_grams(ref) for ref in several)))
+        self._log_images = math.log(len(corpus))
+        # References are scored against again and again by self-critical training.
+        self._weighed: dict[tuple[str, ...], _Weighed] = {}
+
+    def of(self, hyp: Words, references: Sequence[Words]) -> float:
+        """One caption's score."""
+        mine, total = self._weigh(hyp), 0.0
+        for ref in references:
+            key = tuple(ref)
+            if key not in self._weighed:
+                self._weighed[key] = self._weigh(ref)
+            theirs = self._weighed[key]
+            length = math.exp(-((mine.length - theirs.length) ** 2) / (2 * _SIGMA**2))
             for n in range(4):
-                dot = sum(min(v, theirs[n].get(g, 0.0)) * theirs[n].get(g, 0.0) for g, v in mine[n].items())
-                norm = my_norm[n] * their_norm[n]
-                total += 10 * length * (dot / norm if norm else dot) / (4 * len(several))
-    return total / len(hyps)
+                a, b = mine.grams[n], theirs.grams[n]
+                dot = sum(min(v, b[g]) * b[g] for g, v in a.items() if g in b)
+                norm = mine.norms[n] * theirs.norms[n]
+                total += 10 * length * (dot / norm if norm else dot) / (4 * len(references))
+        return total
+
+    def _weigh(self, words: Words) -> _Weighed:
+        by_length: list[dict[tuple[str, ...], float]] = [{}, {}, {}, {}]
+        for gram, count in _all_grams(words).items():
+            by_length[len(gram) - 1][gram] = count * (self._log_images - math.log(max(1, self._frequency[gram])))
+        norms = [math.sqrt(sum(v * v for v in d.values())) for d in by_length]
+        # The reference measures length in bigrams.
+        return _Weighed(by_length, norms, max(0, len(words) - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Weighed:
+    grams: list[dict[tuple[str, ...], float]]  # of 1 to 4 words, by their weights
+    norms: list[float]
+    length: int
 
 
 def _grams(words: Words, n: int) -> _Grams:

@@ -15,22 +15,29 @@ class TrainOptions:
     data: Path
     images: Path
     out: Path
+    data_dev: Path | None = None  # None: the dev split of ``data``
     split_train: str = "train"
     split_dev: str = "dev"
-    backbone: Path | None = None  # None: random weights, for tests and for those who train the whole trunk
+    backbone: Path | None = None  # None: random weights, for tests
     extra_captions: Path | None = None
     cache: Path | None = None  # None: <out>/state
     config: Path | None = None  # a JSON file of RevlnConfig's settings; None: the defaults
     license: str = "not stated by whoever trained it"
     seed: int = 0
-    text_epochs: int = 2
-    joint_epochs: int = 10
-    language_epochs: int = 1
-    caption_epochs: int = 13
+    text_epochs: int = 6
+    language_epochs: int = 2
+    joint_epochs: int = 14
+    caption_epochs: int = 10
+    self_critical_epochs: int = 3
+    patience: int = 5
     batch: int = 128
-    cut: int = 14  # trunk blocks before it are frozen and cached; 19 freezes the trunk
-    views: int = 4
+    train_size: int = 160  # pixels of a view in the joint stage
+    freeze: int = 0  # trunk blocks that keep the backbone's weights, from the bottom; 19: all
     hardest: float = 0.0
+    captioning: float = 0.5
+    extra_evidence: bool = True
     threads: int = 0  # 0: torch's own choice
+    device: str = "auto"
     bf16: bool = False
+    save_every_s: float = 300.0
     time_limit_s: float | None = None

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,33 +15,43 @@ from safetensors.torch import load_file
 
 from revln.errors import ValidationFailed
 from revln.models.image_cnn import load_backbone
+from revln.models.memory import keep_freed_memory
 from revln.models.revln_card import TOKENIZER_FILE, RevlnConfig
 from revln.models.revln_family import RevlnNet
 from revln.models.tokenizer import Tokenizer, train_tokenizer
-from revln.training.captions import Prompter, caption_loss, caption_stage, language_stage, nearest_captions, target
+from revln.training.calibrate import evidence_threshold, match_thresholds
+from revln.training.captions import CaptionData, Prompter, caption_stage, language_stage
+from revln.training.contrast import dev_recall, embed_images, embed_texts
 from revln.training.curves import Curves
-from revln.training.data import Example, Pictures, read_captions, read_extra_captions
+from revln.training.data import Pictures, read_captions, read_extra_captions
+from revln.training.dev import DevCaptions
+from revln.training.evidence import fit, honest_pool, nearest_captions
 from revln.training.export import export
-from revln.training.features import cache_features, run_tail
-from revln.training.joint import dev_recall, embed_features, embed_texts, joint_stage, text_stage
+from revln.training.joint import JointData, JointOptions, joint_stage, text_stage
 from revln.training.options import TrainOptions
+from revln.training.pixels import Augment, cache_pixels, may_be_mirrored
+from revln.training.self_critical import self_critical_stage
 from revln.training.stage import Schedule, run_stage
 
 __all__ = ["train"]
 
-Features = npt.NDArray[np.float16]
 # Captions longer than this are rare and slow every batch that holds one.
 _TRAIN_TOKENS = 32
+# Retrieved captions that are kept for each picture; see `honest_pool`.
+_KEPT_EVIDENCE = 32
+# The decoder's views hide little: what a caption tells of must be there.
+_CAPTION_LEAST = 0.8
 
 
 def train(options: TrainOptions) -> None:
-    """Run what is still to be run, and write the checkpoint folder after each of the two halves.
+    """Run what is still to be run, and write the checkpoint folder after the joint space and at the end.
 
     Raises:
         ValidationFailed: a file of the data is missing or malformed.
     """
     if options.threads:
         torch.set_num_threads(options.threads)
+    keep_freed_memory()
     torch.manual_seed(options.seed)
     _Training(options).run()
 
@@ -52,30 +62,135 @@ class _Training:
     def __init__(self, options: TrainOptions) -> None:
         self.options = options
         self.train = read_captions(options.data, options.split_train)
-        self.dev = read_captions(options.data, options.split_dev)
+        self.dev = read_captions(options.data_dev or options.data, options.split_dev)
+        if options.data_dev is None and self.dev[0].split is None:
+            raise ValidationFailed(f"{options.data} knows no splits; name the captions of the dev split by --data-dev")
         self.extra = read_extra_captions(options.extra_captions) if options.extra_captions else []
-        self.pictures = Pictures(options.images)
         options.out.mkdir(parents=True, exist_ok=True)
         self.state = options.out / "state"
         self.state.mkdir(exist_ok=True)
         self.tokenizer = self._tokenizer()
         self.config = replace(_config(options), vocab_size=self.tokenizer.size, license=options.license)
+        self.device = torch.device(_device(options.device))
         self.net = RevlnNet(self.config)
-        self.net.image.to(memory_format=torch.channels_last)
         if options.backbone:
-            load_backbone(self.net.image, load_file(options.backbone))
+            _load_backbone(self.net, options)
+        self.net.to(self.device)
+        self.net.image.to(memory_format=torch.channels_last)
         deadline = time.monotonic() + (options.time_limit_s or math.inf)
-        self.schedule = Schedule(options.seed, options.bf16, self.state, deadline)
+        self.schedule = Schedule(
+            options.seed, self.device, options.bf16, self.state, options.save_every_s, options.patience, deadline
+        )
         self.curves = Curves(options.out)
+        self.prompter = Prompter(self.tokenizer, self.config.max_evidence, self.config.evidence_tokens)
 
     def run(self) -> None:
-        # The frozen blocks first: they must be cached before the stages load a trained trunk behind them.
-        train, dev = self._features(self.train, self.options.views), self._features(self.dev, 1)
-        self._joint(train, dev)
+        self._language()
+        pictures, cache = Pictures(self.options.images), self.options.cache or self.state
+        self.images, self.dev_images = (
+            cache_pixels([example.file for example in part], pictures, self.config.image_size, cache)
+            for part in (self.train, self.dev)
+        )
+        self.mirror = np.array([may_be_mirrored(example.captions) for example in self.train])
+        self._joint()
         self._export()
-        self._captions(train, dev)
+        self._captions()
         self._export()
         self.curves.draw()
+
+    def _language(self) -> None:
+        """What captions without pictures teach: the GRUs and the decoder."""
+        options = self.options
+        if not self.extra:
+            return
+        groups = [self._ids(group) for group in self.extra]
+        # Four times the batch: a text costs a tenth of a picture, and negatives are what the stage lives on.
+        stage = text_stage(self.net.text, groups, options.text_epochs, 4 * options.batch, options.seed, self.device)
+        run_stage(stage, self.schedule, self.curves)
+        stage = language_stage(
+            self.net.captioner, self.extra, self.prompter, options.language_epochs, options.batch, options.seed
+        )
+        run_stage(stage, self.schedule, self.curves)
+
+    def _joint(self) -> None:
+        options, net = self.options, self.net
+        dev_ids, owner = _flat([self._ids(example.captions) for example in self.dev])
+
+        def validate() -> dict[str, float]:
+            images = embed_images(net.image, self.dev_images, self.device)
+            return dev_recall(images, embed_texts(net.text, dev_ids, self.device), owner)
+
+        data = JointData(
+            self.images,
+            self.mirror,
+            [self._ids(example.captions) for example in self.train],
+            [self._ids(group) for group in self.extra],
+            self.tokenizer.prompt((), self.config.evidence_tokens),
+        )
+        stage = joint_stage(
+            net,
+            data,
+            Augment(options.train_size),
+            JointOptions(
+                epochs=options.joint_epochs,
+                batch=options.batch,
+                seed=options.seed,
+                hardest=options.hardest,
+                captioning=options.captioning,
+                freeze=options.freeze,
+            ),
+            validate,
+            self.device,
+        )
+        run_stage(stage, self.schedule, self.curves)
+
+    def _captions(self) -> None:
+        options = self.options
+        data, dev = self._evidence()
+        settings: dict[str, Any] = {
+            "batch": max(1, options.batch // 2),
+            "seed": options.seed,
+            "validate": lambda: dev.figures(self.net.captioner),
+            "device": self.device,
+        }
+        views = Augment(self.config.image_size, _CAPTION_LEAST)
+        for make, epochs in (
+            (caption_stage, options.caption_epochs),
+            (self_critical_stage, options.self_critical_epochs),
+        ):
+            if epochs:
+                stage = make(self.net, data, self.prompter, views, epochs=epochs, **settings)
+                run_stage(stage, self.schedule, self.curves)
+
+    def _evidence(self) -> tuple[CaptionData, DevCaptions]:
+        """The captions of the other pictures, and those without pictures, are what training retrieves from."""
+        texts, owner = _flat([list(example.captions) for example in self.train])
+        if self.options.extra_evidence:
+            more = [text for group in self.extra for text in group]
+            texts, owner = texts + more, owner + [-1] * len(more)
+        ids = [self.tokenizer.encode(text)[:_TRAIN_TOKENS] for text in texts]
+        vectors = embed_texts(self.net.text, ids, self.device)
+        images, dev = (embed_images(self.net.image, part, self.device) for part in (self.images, self.dev_images))
+        shown, shown_dev = (
+            [[texts[j] for j in row] for row in nearest_captions(part, vectors, of, _KEPT_EVIDENCE)]
+            for part, of in ((images, owner), (dev, None))
+        )
+        captions, most = [example.captions for example in self.train], self.prompter.most
+        self._calibrate(dev, vectors[: sum(len(texts) for texts in captions)])
+        wanted = fit([example.captions for example in self.dev], [row[:most] for row in shown_dev])
+        data = CaptionData(self.images, self.mirror, captions, shown, honest_pool(captions, shown, wanted, most))
+        references = [example.captions for example in self.dev]
+        return data, DevCaptions.of(self.net, self.dev_images, references, shown_dev, self.prompter, self.device)
+
+    def _calibrate(self, images: npt.NDArray[np.float32], store: npt.NDArray[np.float32]) -> None:
+        """On the dev split: what the served model says of a match, and of evidence that is too far."""
+        ids, owner = _flat([self._ids(example.captions) for example in self.dev])
+        texts = embed_texts(self.net.text, ids, self.device)
+        self.config = replace(
+            self.config,
+            match_min_score=match_thresholds(images, texts, owner),
+            evidence_min_score=evidence_threshold(images, store),
+        )
 
     def _tokenizer(self) -> Tokenizer:
         path = self.options.out / TOKENIZER_FILE
@@ -85,93 +200,23 @@ class _Training:
             train_tokenizer(texts, _config(self.options).vocab_size).write(path)
         return Tokenizer.read(path)
 
-    def _features(self, examples: list[Example], views: int) -> Features:
-        return cache_features(
-            self.net.image,
-            [example.file for example in examples],
-            self.pictures,
-            size=self.config.image_size,
-            cut=self.options.cut,
-            views=views,
-            cache=self.options.cache or self.state,
-        )
-
     def _ids(self, captions: tuple[str, ...]) -> list[list[int]]:
         return [self.tokenizer.encode(text)[:_TRAIN_TOKENS] for text in captions]
 
-    def _joint(self, train: Features, dev: Features) -> None:
-        options, net = self.options, self.net
-        if self.extra:
-            groups = [self._ids(group) for group in self.extra]
-            # Four times the batch: a text costs a tenth of a picture, and negatives are what the stage lives on.
-            stage = text_stage(net.text, groups, options.text_epochs, 4 * options.batch, options.seed)
-            run_stage(stage, self.schedule, self.curves)
-        dev_ids, owner = _flat([self._ids(example.captions) for example in self.dev])
-
-        def validate() -> dict[str, float]:
-            images = embed_features(net.image, dev, options.cut)
-            return dev_recall(images, embed_texts(net.text, dev_ids), owner)
-
-        stage = joint_stage(
-            net.image,
-            net.text,
-            train,
-            [self._ids(example.captions) for example in self.train],
-            cut=options.cut,
-            epochs=options.joint_epochs,
-            batch=options.batch,
-            each=3,
-            hardest=options.hardest,
-            seed=options.seed,
-            validate=validate,
-        )
-        run_stage(stage, self.schedule, self.curves)
-
-    def _captions(self, train: Features, dev: Features) -> None:
-        options, net, captioner = self.options, self.net, self.net.captioner
-        prompter = Prompter(self.tokenizer, self.config.max_evidence, self.config.evidence_tokens)
-        if self.extra:
-            stage = language_stage(
-                captioner, self.extra, prompter, options.language_epochs, options.batch, options.seed
-            )
-            run_stage(stage, self.schedule, self.curves)
-        texts, owner = _flat([list(example.captions) for example in self.train])
-        vectors = embed_texts(net.text, [self.tokenizer.encode(text)[:_TRAIN_TOKENS] for text in texts])
-        near = nearest_captions(embed_features(net.image, train, options.cut), vectors, owner, 2 * prompter.most)
-        near_dev = nearest_captions(embed_features(net.image, dev, options.cut), vectors, None, 2 * prompter.most)
-        dev_places = run_tail(net.image, dev, options.cut, 1)
-
-        def validate() -> dict[str, float]:
-            return {"dev_loss": self._dev_loss(dev_places, [[texts[j] for j in row] for row in near_dev], prompter)}
-
-        stage = caption_stage(
-            captioner,
-            # The picture and its mirror image: crops might hide what the caption tells of.
-            run_tail(net.image, train, options.cut, min(2, options.views)),
-            [example.captions for example in self.train],
-            [[texts[j] for j in row] for row in near],
-            prompter,
-            epochs=options.caption_epochs,
-            batch=max(1, options.batch // 2),
-            seed=options.seed,
-            validate=validate,
-        )
-        run_stage(stage, self.schedule, self.curves)
-
-    @torch.inference_mode()
-    def _dev_loss(self, places: Features, evidence: list[list[str]], prompter: Prompter) -> float:
-        """Of the first caption of up to 256 dev pictures, with evidence drawn as in training but always alike."""
-        rng, losses = np.random.default_rng(0), []
-        for start in range(0, min(256, len(self.dev)), 64):
-            rows = range(start, min(start + 64, len(self.dev)))
-            seen = self.net.captioner.look(torch.from_numpy(places[rows, 0].astype(np.float32)))
-            prompts = [prompter(rng, evidence[i]) for i in rows]
-            targets = [target(self.tokenizer, self.dev[i].captions[0]) for i in rows]
-            losses.append(float(caption_loss(self.net.captioner, seen, prompts, targets)))
-        return sum(losses) / len(losses)
-
     def _export(self) -> None:
         export(self.options.out, self.config, self.net, self.tokenizer, self.options)
+
+
+def _device(name: str) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _load_backbone(net: RevlnNet, options: TrainOptions) -> None:
+    assert options.backbone is not None
+    try:
+        load_backbone(net.image, load_file(options.backbone))
+    except (OSError, ValueError) as err:
+        raise ValidationFailed(f"the backbone {options.backbone} cannot be used: {err}") from err
 
 
 def _config(options: TrainOptions) -> RevlnConfig:

@@ -1,6 +1,8 @@
-"""One stage of training: epochs with a warm-up and a cosine, saved after each, and resumed to the same result.
+"""One stage of training: steps with a warm-up and a cosine, averaged weights, the best epoch kept.
 
-Each epoch seeds itself from (seed, stage, epoch), so a run that was cut between two epochs goes on as if it had not.
+What a step sees hangs on (seed, stage, epoch, step) alone, so a run that was killed anywhere goes on from its last
+saved step to the weights that it would have had. Validation and the result use an exponential moving average of the
+weights (Polyak and Juditsky, 1992), which on small data is worth more than the last step's.
 """
 
 from __future__ import annotations
@@ -8,18 +10,21 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from revln.training.curves import Curves
+from revln.training.progress import Progress
 
-__all__ = ["Schedule", "Stage", "run_stage"]
+__all__ = ["Schedule", "Stage", "rng_of", "run_stage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,86 +32,100 @@ class Schedule:
     """What all stages share."""
 
     seed: int
+    device: torch.device
     bf16: bool
     state: Path  # folder of the resumable states
-    deadline: float  # time.monotonic() after which no further epoch begins
+    save_every_s: float
+    patience: int  # epochs without a better figure after which a stage ends
+    deadline: float  # time.monotonic() after which no further step begins
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """``batches(epoch)`` yields at most ``steps`` batches; ``loss`` turns one into a scalar."""
+    """``batch(epoch, step)`` is what ``loss`` turns into a scalar; it runs in another thread, one step ahead."""
 
     name: str
     epochs: int
-    steps: int
+    steps: int  # in an epoch
     groups: list[dict[str, Any]]  # AdamW's parameter groups, each with its peak lr
-    modules: Mapping[str, nn.Module]  # what is trained, by name; saved with the state
-    batches: Callable[[int], Iterable[Any]]
+    modules: Mapping[str, nn.Module]  # what is trained, by name
+    batch: Callable[[int, int], Any]
     loss: Callable[[Any], Tensor]
     validate: Callable[[], dict[str, float]] = field(default=dict)
+    best_by: str | None = None  # the figure whose highest value chooses the epoch; None: the last one
+
+
+def rng_of(*key: int) -> np.random.Generator:
+    """A generator that hangs on the key alone: (seed, stage's number, epoch, step)."""
+    return np.random.default_rng(key)
 
 
 def run_stage(stage: Stage, schedule: Schedule, curves: Curves) -> None:
-    """Train to the last epoch, or to the deadline. A finished stage is loaded, not run again."""
-    optimizer = torch.optim.AdamW(stage.groups, weight_decay=0.01, betas=(0.9, 0.98))
-    total = stage.epochs * stage.steps
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step, total))
-    path = schedule.state / f"{stage.name}.pt"
-    epoch = _restore(path, stage, optimizer, scheduler)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    while epoch < stage.epochs and time.monotonic() < schedule.deadline:
-        started, losses = time.monotonic(), []
-        torch.manual_seed(zlib.crc32(f"{schedule.seed}/{stage.name}/{epoch}".encode()))
-        for module in stage.modules.values():
-            module.train()
-        progress = tqdm(stage.batches(epoch), total=stage.steps, desc=f"{stage.name} {epoch + 1}/{stage.epochs}")
-        for batch in progress:
-            with torch.autocast("cpu", torch.bfloat16, enabled=schedule.bf16):
+    """Train to the last epoch, to patience's end, or to the deadline; leave the best averaged weights in the modules.
+
+    A finished stage is loaded, not run again. When the deadline cuts it, the weights are the best so far.
+    """
+    progress = Progress(schedule.state / f"{stage.name}.pt", stage.groups, stage.modules, _factor(stage))
+    progress.restore()
+    while not progress.done and progress.epoch < stage.epochs and time.monotonic() < schedule.deadline:
+        started = time.monotonic()
+        if not _run_epoch(stage, schedule, progress):
+            break
+        with progress.averaged():
+            figures = {"loss": progress.mean_loss(), **stage.validate()}
+        progress.end_epoch(None if stage.best_by is None else figures[stage.best_by])
+        progress.done = progress.epoch >= stage.epochs or progress.since_best >= schedule.patience
+        progress.save()
+        curves.add(stage.name, progress.epoch, seconds=time.monotonic() - started, **figures)
+    progress.load_best()
+
+
+def _run_epoch(stage: Stage, schedule: Schedule, progress: Progress) -> bool:
+    """The epoch's remaining steps; False: the deadline came first, and the state is saved."""
+    for module in stage.modules.values():
+        module.train()
+    parameters = [p for group in progress.optimizer.param_groups for p in group["params"]]
+    epoch, saved = progress.epoch, time.monotonic()
+    bar = tqdm(total=stage.steps, initial=progress.step, desc=f"{stage.name} {epoch + 1}/{stage.epochs}")
+    with bar:
+        for batch in _ahead(stage, epoch, progress.step):
+            torch.manual_seed(zlib.crc32(f"{schedule.seed}/{stage.name}/{epoch}/{progress.step}".encode()))
+            with torch.autocast(schedule.device.type, torch.bfloat16, enabled=schedule.bf16):
                 loss = stage.loss(batch)
-            optimizer.zero_grad(set_to_none=True)
+            progress.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            scheduler.step()
-            losses.append(float(loss.detach()))
-            progress.set_postfix(loss=f"{losses[-1]:.3f}")
-        for module in stage.modules.values():
-            module.eval()
-        epoch += 1
-        figures = {"loss": sum(losses) / max(1, len(losses)), **stage.validate()}
-        _save(path, stage, optimizer, scheduler, epoch)
-        curves.add(stage.name, epoch, seconds=time.monotonic() - started, **figures)
-    for module in stage.modules.values():
-        module.eval()
+            progress.advance(float(loss.detach()))
+            bar.update()
+            bar.set_postfix(loss=f"{progress.mean_loss():.3f}")
+            late = time.monotonic() > schedule.deadline and progress.step < stage.steps
+            if late or time.monotonic() - saved > schedule.save_every_s:
+                progress.save()
+                saved = time.monotonic()
+            if late:
+                return False
+    return True
 
 
-def _factor(step: int, total: int) -> float:
+def _ahead(stage: Stage, epoch: int, first: int) -> Iterator[Any]:
+    """The batches of an epoch, the next being made while the last is trained on."""
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        coming = pool.submit(stage.batch, epoch, first) if first < stage.steps else None
+        for step in range(first, stage.steps):
+            assert coming is not None
+            batch = coming.result()
+            coming = pool.submit(stage.batch, epoch, step + 1) if step + 1 < stage.steps else None
+            yield batch
+
+
+def _factor(stage: Stage) -> Callable[[int], float]:
     """Share of the peak learning rate: up over the first 5 % of the steps, then down a cosine to 2 %."""
+    total = stage.epochs * stage.steps
     warm = max(1, total // 20)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
 
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
 
-def _save(path: Path, stage: Stage, optimizer: Any, scheduler: Any, epoch: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {
-        "epoch": epoch,
-        "modules": {name: module.state_dict() for name, module in stage.modules.items()},
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
-    }
-    partial = path.with_suffix(".part")
-    torch.save(state, partial)
-    partial.replace(path)
-
-
-def _restore(path: Path, stage: Stage, optimizer: Any, scheduler: Any) -> int:
-    if not path.is_file():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for name, module in stage.modules.items():
-        module.load_state_dict(state["modules"][name])
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    return int(state["epoch"])
+    return factor

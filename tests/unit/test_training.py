@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +22,14 @@ from revln.models.base import Operation
 from revln.models.captioner import Captioner
 from revln.models.revln_family import load
 from revln.models.tokenizer import train_tokenizer
-from revln.training.captions import Prompter, caption_loss, nearest_captions
-from revln.training.data import read_captions, read_extra_captions
-from revln.training.features import view
-from revln.training.joint import contrastive_loss
+from revln.training.calibrate import evidence_threshold, match_thresholds
+from revln.training.captions import Prompter, caption_loss
+from revln.training.contrast import contrastive_loss
+from revln.training.data import Pictures, read_captions, read_extra_captions
+from revln.training.evidence import fit, honest_pool, nearest_captions
+from revln.training.metrics import Cider, tokenize
+from revln.training.pixels import Augment, cache_pixels, may_be_mirrored
+from revln.training.self_critical import advantages
 
 SIZES = {
     "image_size": 64, "dim": 32, "vocab_size": 320, "text_embedding": 16, "text_hidden": 24,
@@ -46,51 +54,85 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(data: Path, out: Path, epochs: int = 1, *more: str) -> str:
+def arguments(data: Path, out: Path, epochs: int = 1, *more: str) -> list[str]:
     files = {"data": "captions.jsonl", "images": ".", "extra-captions": "extra.tsv", "config": "sizes.json"}
     args = [part for name, file in files.items() for part in (f"--{name}", str(data / file))]
-    for name in ("epochs", "text-epochs", "language-epochs", "caption-epochs"):
+    for name in ("epochs", "text-epochs", "language-epochs", "caption-epochs", "self-critical-epochs"):
         args += [f"--{name}", str(epochs)]
-    result = CliRunner().invoke(train, [*args, "--out", str(out), "--batch", "4", *more])
+    return [*args, "--out", str(out), "--batch", "4", "--train-size", "32", "--threads", "1", "--device", "cpu", *more]
+
+
+def run(data: Path, out: Path, epochs: int = 1, *more: str) -> str:
+    result = CliRunner().invoke(train, arguments(data, out, epochs, *more))
     assert result.exit_code == 0, result.output
     return result.output
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing cut."""
+    out = tmp_path_factory.mktemp("whole")
+    run(data, out, 2)
+    return out
 
 
 def weights(out: Path) -> bytes:
     return (out / "model.safetensors").read_bytes()
 
 
-def test_a_run_yields_a_folder_that_loads_and_its_curves(data: Path, tmp_path: Path) -> None:
-    run(data, tmp_path)
-    model = load("tiny", tmp_path, "cpu")
+def test_a_run_yields_a_folder_that_loads_and_its_curves(whole: Path) -> None:
+    model = load("tiny", whole, "cpu")
     (vector,) = model.forward(Operation.EMBED_TEXT, [model.prepare(Operation.EMBED_TEXT, "a red square")])
     assert vector.shape == (32,)
-    stages = [line.split(",")[0] for line in (tmp_path / "curves.csv").read_text().splitlines()]
-    assert stages == ["stage", "text", "joint", "language", "caption"]
-    assert (tmp_path / "MODEL_CARD.md").is_file()
+    stages = [line.split(",")[0] for line in (whole / "curves.csv").read_text().splitlines()]
+    assert list(dict.fromkeys(stages)) == ["stage", "text", "language", "joint", "caption", "self-critical"]
+    assert (whole / "curves.png").stat().st_size > 1000
+    assert (whole / "MODEL_CARD.md").is_file()
+    assert set(model.info.match_min_score or {}) == {"text", "image"}
+    assert model.info.evidence_min_score is not None
 
 
-def test_a_run_that_was_cut_goes_on_to_the_same_weights(data: Path, tmp_path: Path) -> None:
-    run(data, tmp_path / "whole", 2)
-    # The limit lets no epoch begin: each call ends after writing what is there.
-    run(data, tmp_path / "cut", 2, "--time-limit-s", "0.000001")
-    assert weights(tmp_path / "cut") != weights(tmp_path / "whole")
-    run(data, tmp_path / "cut", 2)
-    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+def test_a_run_that_was_cut_goes_on_to_the_same_weights(data: Path, whole: Path, tmp_path: Path) -> None:
+    # The limit lets no step begin: each call ends after writing what is there.
+    run(data, tmp_path, 2, "--time-limit-s", "0.000001")
+    assert weights(tmp_path) != weights(whole)
+    run(data, tmp_path, 2)
+    assert weights(tmp_path) == weights(whole)
 
 
-def test_a_run_that_is_done_is_not_run_again(data: Path, tmp_path: Path) -> None:
-    run(data, tmp_path)
-    before = weights(tmp_path)
-    run(data, tmp_path)
-    assert weights(tmp_path) == before
-    assert len((tmp_path / "curves.csv").read_text().splitlines()) == 5
+@pytest.mark.parametrize("stage", ["joint", "self-critical"])
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(data: Path, whole: Path, tmp_path: Path, stage: str) -> None:
+    if stage == "self-critical":  # the stages before it are those of the other run
+        shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+        (tmp_path / f"state/{stage}.pt").unlink()
+    code = "import sys; from revln.cli.train import train; train(sys.argv[1:])"
+    args = arguments(data, tmp_path, 2, "--save-every-s", "0")
+    process = subprocess.Popen([sys.executable, "-c", code, *args], stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 150
+        while not (tmp_path / f"state/{stage}.pt").is_file():  # written after each step, so this is within an epoch
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.wait()
+    state = torch.load(tmp_path / f"state/{stage}.pt", weights_only=True)
+    assert (state["epoch"], state["step"]) < (2, 0)
+    run(data, tmp_path, 2)
+    assert weights(tmp_path) == weights(whole)
 
 
-def test_eval_prints_one_json_object_with_every_figure(data: Path, tmp_path: Path) -> None:
-    run(data, tmp_path)
+def test_a_run_that_is_done_is_not_run_again(data: Path, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    run(data, tmp_path, 2)
+    assert weights(tmp_path) == weights(whole)
+    assert (tmp_path / "curves.csv").read_text() == (whole / "curves.csv").read_text()
+
+
+def test_eval_prints_one_json_object_with_every_figure(data: Path, whole: Path) -> None:
     captions = str(data / "captions.jsonl")
-    args = ["--model", str(tmp_path), "--data", captions, "--images", str(data), "--store", captions, "--json"]
+    args = ["--model", str(whole), "--data", captions, "--images", str(data), "--store", captions, "--json"]
     result = CliRunner().invoke(evaluate, [*args, "--limit", "4", "--examples", "2"])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
@@ -122,20 +164,132 @@ def test_a_malformed_line_is_named_by_its_number(tmp_path: Path) -> None:
         read_captions(path, "dev")
 
 
+FORMS = {
+    "a.token": "a.jpg#0\ta dog runs .\na.jpg#1\ta brown dog\nb.jpg#0\ta cat\n",
+    "k.json": json.dumps({"images": [
+        {"filename": "a.jpg", "split": "train", "sentences": [{"raw": "a dog runs ."}, {"raw": "a brown dog"}]},
+        {"filename": "b.jpg", "split": "restval", "sentences": [{"raw": "a cat"}]},
+        {"filename": "c.jpg", "split": "val", "sentences": [{"raw": "a bird"}]},
+    ]}),
+    "coco.json": json.dumps({
+        "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "b.jpg"}, {"id": 9, "file_name": "no.jpg"}],
+        "annotations": [{"image_id": 7, "caption": "a dog runs ."}, {"image_id": 8, "caption": "a cat"},
+                        {"image_id": 7, "caption": "a brown dog"}],
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_of_captions_gives_the_same_examples(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(FORMS[name])
+    examples = read_captions(tmp_path / name, "train")
+    assert [(e.file, e.captions) for e in examples] == [
+        ("a.jpg", ("a dog runs .", "a brown dog")),
+        ("b.jpg", ("a cat",)),
+    ]
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("a.jpg a dog\n", "line 1: needs 'file#number"),
+    ('{"images": 3}', "no list 'images'"),
+    ('{"images": [{"filename": "a"}]}', r"images\[0\]: needs"),
+    ('{"images": [], "annotations": [{"caption": "x"}]}', r"annotations\[0\]: needs"),
+    ('{"images":\n[1', "neither JSONL"),
+    ('{"file": "a", "split": "train", "captions": []}', "a has no captions"),
+])  # fmt: skip
+def test_malformed_captions_are_named_by_their_place(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "x").write_text(text)
+    with pytest.raises(ValidationFailed, match=said):
+        read_captions(tmp_path / "x", "train")
+
+
+def test_captions_without_splits_need_a_file_for_dev(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.token").write_text("0.png#0\ta red square\n")
+    args = ["--data", str(tmp_path / "a.token"), "--images", str(data), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(train, args)
+    assert result.exit_code == 1
+    assert "--data-dev" in result.output
+
+
 def test_extra_captions_are_grouped_by_picture(data: Path) -> None:
     groups = read_extra_captions(data / "extra.tsv")
     assert len(groups) == 8
     assert groups[0] == ("some extra caption 0", "some extra caption 1")
 
 
-def test_views_are_the_picture_its_mirror_image_and_repeatable_crops() -> None:
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
-    assert view(image, 0, "a") is image
-    assert np.array_equal(np.asarray(view(image, 1, "a")), np.asarray(image)[:, ::-1])
-    first, again, other = view(image, 2, "a"), view(image, 2, "a"), view(image, 2, "b")
-    assert np.array_equal(np.asarray(first), np.asarray(again))
-    assert first.size != other.size
-    assert view(Image.new("RGB", (1, 1)), 3, "a").size == (1, 1)
+def test_a_view_is_the_whole_picture_when_nothing_is_cut_and_its_mirror_image_where_that_is_true() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (64, 3, 8, 8), dtype=np.uint8)
+    augment, cpu = Augment(8, least=1.0, colour=0.0), torch.device("cpu")
+    plain = torch.from_numpy(images).float() / 127.5 - 1
+    rng = np.random.default_rng(1)
+    straight = augment.draw(rng, images, np.zeros(64, dtype=bool))
+    # An aspect other than one still cuts a little; without it a view is the picture.
+    straight.frame[:] = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]])
+    assert torch.allclose(augment(straight, cpu), plain, atol=1e-4)
+    turned = augment.draw(rng, images, np.ones(64, dtype=bool))
+    mirrored = turned.frame[:, 0, 0] < 0
+    assert 16 < int(mirrored.sum()) < 48
+    assert (augment.draw(rng, images, np.zeros(64, dtype=bool)).frame[:, 0, 0] > 0).all()
+    turned.frame[:] = torch.tensor([[-1.0, 0, 0], [0, 1.0, 0]])
+    assert torch.allclose(augment(turned, cpu), plain.flip(3), atol=1e-4)
+
+
+def test_a_view_stays_within_its_picture() -> None:
+    images = np.zeros((200, 3, 4, 4), dtype=np.uint8)
+    frame = Augment(4).draw(np.random.default_rng(0), images, np.ones(200, dtype=bool)).frame
+    reach = frame[:, :, :2].abs().sum(dim=2) + frame[:, :, 2].abs()  # (200, 2)
+    assert (reach <= 1 + 1e-6).all()
+    area = (frame[:, 0, 0] * frame[:, 1, 1]).abs()
+    assert (area > 0.5).all()
+
+
+def test_a_picture_whose_caption_names_a_side_is_not_mirrored() -> None:
+    assert may_be_mirrored(["a dog runs on grass", "two brighter lights"])
+    assert not may_be_mirrored(["a dog runs", "the man on the left waves"])
+    assert not may_be_mirrored(["A sign reads STOP"])
+
+
+def test_decoded_pictures_are_what_the_served_model_prepares(data: Path, tmp_path: Path) -> None:
+    files = ["0.png", "3.png"]
+    cached = cache_pixels(files, Pictures(data), 16, tmp_path)
+    assert cached.shape == (2, 3, 16, 16)
+    assert (cached[0] == np.array([255, 0, 0], dtype=np.uint8)[:, None, None]).all()
+    assert np.array_equal(cached, cache_pixels(files, Pictures(data), 16, tmp_path))
+    assert len(list(tmp_path.glob("pixels-*.npy"))) == 1
+
+
+def test_a_sample_is_rewarded_for_beating_the_other_samples_of_its_picture() -> None:
+    got = advantages(np.array([1.0, 2.0, 3.0, 5.0, 5.0, 5.0]), 3)
+    assert got.tolist() == pytest.approx([-1.5, 0.0, 1.5, 0.0, 0.0, 0.0])
+
+
+def test_cider_of_a_caption_is_higher_the_more_it_says_what_others_do_not() -> None:
+    corpus = [[tokenize(text) for text in texts] for texts in (["a red dog runs"], ["a cat sits"], ["a cat jumps"])]
+    scorer = Cider(corpus)
+    assert scorer.of(tokenize("a red dog runs"), corpus[0]) == pytest.approx(10.0)
+    assert scorer.of(tokenize("a cat sits"), corpus[0]) < scorer.of(tokenize("a dog runs"), corpus[0])
+
+
+def test_thresholds_let_one_unrelated_item_in_a_hundred_pass() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(200, 16)).astype(np.float32)
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    limits = match_thresholds(images, images, range(200))
+    others = images @ images.T
+    np.fill_diagonal(others, -1)
+    assert (others > limits["text"]).mean() == pytest.approx(0.01, abs=0.002)
+    assert limits["image"] == pytest.approx(limits["text"], abs=1e-3)
+    nearest = (images[:100] @ images[100:].T).max(axis=1)
+    assert 0 <= (nearest < evidence_threshold(images[:100], images[100:])).sum() <= 2
+
+
+def test_evidence_is_drawn_from_as_many_as_make_it_fit_no_better_than_an_unseen_pictures() -> None:
+    captions = [["a red dog"]]
+    shown = [["a red dog"] * 6 + ["blue cars drive by"] * 26]
+    assert fit(captions, [["a red dog", "a cat"]]) == pytest.approx(0.75)
+    assert honest_pool(captions, shown, wanted=1.0, least=4) == 4
+    assert honest_pool(captions, shown, wanted=0.75, least=4) == 8
+    assert honest_pool(captions, shown, wanted=0.0, least=4) == 32
 
 
 def test_captions_of_one_picture_are_not_each_others_negatives() -> None:
@@ -178,5 +332,5 @@ def test_prompts_drop_their_evidence_now_and_then() -> None:
     prompter = Prompter(train_tokenizer(["a dog", "similar:", "this picture shows:"], 300), most=4, each=6)
     rng = np.random.default_rng(0)
     bare = prompter.tokenizer.prompt((), 6)
-    share = np.mean([prompter(rng, ["a dog", "two dogs"]) == bare for _ in range(400)])
+    share = np.mean([prompter(rng, ["a dog", "two dogs"], 4) == bare for _ in range(400)])
     assert 0.18 < share < 0.32

@@ -1,0 +1,104 @@
+"""Train the model again without one of its parts at a time, and print what each part brought. Hours on two cores.
+
+Every run goes on where it was cut; stages that a part does not touch are taken over from the whole run, which
+``--whole`` may name if it is there already. ``make ablations`` runs it with the data's default paths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_DATA = Path("../shared/data")
+_STAGES = ("text", "language", "joint", "caption", "self-critical")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """``first`` is the first stage that the change touches; those before it are the whole run's."""
+
+    name: str
+    change: tuple[str, ...]
+    first: str
+
+
+VARIANTS = [
+    Variant("whole", (), "text"),
+    Variant("no COCO captions", ("--text-epochs", "0", "--language-epochs", "0", "--no-extra-evidence"), "text"),
+    Variant("frozen ImageNet trunk", ("--freeze", "19"), "joint"),
+    Variant("no captioning in the joint loss", ("--captioning", "0"), "joint"),
+    Variant("with the hardest-negative hinge", ("--hardest", "0.5"), "joint"),
+    Variant("evidence from Flickr8k alone", ("--no-extra-evidence",), "caption"),
+    Variant("no self-critical training", ("--self-critical-epochs", "0"), "self-critical"),
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.ablations", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="Where the runs are kept.")
+    parser.add_argument("--whole", type=Path, help="The whole run, made with the same options.")
+    parser.add_argument("--only", nargs="*", help="Names of variants, or the beginnings of them.")
+    parser.add_argument("options", nargs="*", help="After --: options of `revln train` for every run, epochs say.")
+    given = parser.parse_args()
+    whole = given.whole or given.out / "whole"
+    table = Table(title="Flickr8k dev", title_justify="left")
+    for column in ("run", "i2t R@1 / 10", "t2i R@1 / 10", "BLEU-4", "CIDEr", "CIDEr without evidence"):
+        table.add_column(column, justify="left" if column == "run" else "right")
+    for variant in VARIANTS:
+        if given.only and not any(variant.name.startswith(name) for name in given.only):
+            continue
+        folder = whole if variant.name == "whole" else given.out / variant.name.replace(" ", "-")
+        _take_over(variant, whole, folder)
+        _train(folder, [*given.options, *variant.change])
+        table.add_row(variant.name, *_figures(_evaluate(folder)))
+    Console(width=120).print(table)
+    return 0
+
+
+def _take_over(variant: Variant, whole: Path, folder: Path) -> None:
+    if folder == whole or folder.is_dir():
+        return
+    (folder / "state").mkdir(parents=True)
+    shutil.copy(whole / "tokenizer.json", folder)
+    for stage in _STAGES[: _STAGES.index(variant.first)]:
+        shutil.copy(whole / f"state/{stage}.pt", folder / "state")
+
+
+def _train(folder: Path, options: list[str]) -> None:
+    backbone, extra = (
+        _DATA / "mobilenet_v2/mobilenet_v2_imagenet1001.safetensors",
+        _DATA / "coco_captions/captions.tsv.gz",
+    )
+    _revln("train", "--out", folder, "--backbone", backbone, "--extra-captions", extra, "--bf16", *options)
+
+
+def _evaluate(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(
+        _revln("eval", "--model", folder, "--store", _DATA / "flickr8k/captions.jsonl", "--json")
+    )
+    return report
+
+
+def _revln(*arguments: object) -> str:
+    command = [str(Path(sys.executable).with_name("revln")), *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def _figures(report: dict[str, Any]) -> list[str]:
+    recalls = [f"{report[way]['r1']:.1f} / {report[way]['r10']:.1f}" for way in ("i2t", "t2i")]
+    caption = report["caption"]
+    return [*recalls, *(f"{value:.3f}" for value in (caption["bleu4"], caption["cider"])),
+            f"{report['caption_no_retrieval']['cider']:.3f}"]  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
