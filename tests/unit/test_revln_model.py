@@ -192,11 +192,27 @@ def test_the_fingerprint_hangs_on_weights_and_configuration(folder: Path, tmp_pa
     assert first.startswith("revln-")
     assert len(first) == len("revln-") + 16
     seen = {first}
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+    for name, old, new in (
+        ("config.json", b'"max_evidence": 4', b'"max_evidence": 3'),
+        ("model.safetensors", b"", b" "),
+        ("tokenizer.json", b"", b" "),
+    ):
         copy = _copy(folder, tmp_path / name)
-        (copy / name).write_bytes((copy / name).read_bytes() + b" ")
+        whole = (copy / name).read_bytes()
+        (copy / name).write_bytes(whole.replace(old, new) if old else whole + new)
         seen.add(revln_card.fingerprint(copy))
     assert len(seen) == 4
+
+
+def test_thresholds_measured_anew_make_no_other_model(folder: Path, tmp_path: Path) -> None:
+    copy = _copy(folder, tmp_path / "measured")
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"match_min_score": {"text": 0.3, "image": 0.5}, "evidence_min_score": 0.4}
+    (copy / "config.json").write_text(json.dumps(config))
+    before, after = revln_card.describe("x", folder), revln_card.describe("x", copy)
+    assert (after.fingerprint, after.joint_fingerprint) == (before.fingerprint, before.joint_fingerprint)
+    assert after.match_min_score == {"text": 0.3, "image": 0.5}
+    assert after.evidence_min_score == 0.4
 
 
 def test_the_joint_fingerprint_stays_when_only_the_captioner_is_trained_again(folder: Path, tmp_path: Path) -> None:
