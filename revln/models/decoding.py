@@ -115,11 +115,12 @@ def decode(
         "eos_token_id": list(tokens.ends),
         # A row that has ended is filled with end tokens: at the padding token some models warn of a missing mask.
         "pad_token_id": tokens.ends[0],
-        "suppress_tokens": list(tokens.never) or None,
         "logits_processor": _rules(spread, options, ids.shape[1], beams),
         "return_dict_in_generate": True,
         "output_logits": True,
     }
+    if tokens.never:
+        settings["suppress_tokens"] = list(tokens.never)
     if beams > 1:
         settings["length_penalty"] = options.length_penalty
     out = net.generate(**dict(zip(named, (ids, mask), strict=True)), **inputs, **settings)

@@ -55,6 +55,10 @@ def _dual_encoder(*model_types: str) -> Family:
     return _transformers("dual_encoder_card:describe", "dual_encoder:load", *model_types)
 
 
+def _captioner(code: str, *model_types: str) -> Family:
+    return _transformers("captioners_card:describe", code, *model_types)
+
+
 # Where a model type stands twice, "auto" takes the family of that name, else the first.
 FAMILIES: dict[str, Family] = {
     "revln": Family("revln.models.revln_card:describe_checkpoint", "revln.models.revln_family:load_checkpoint"),
@@ -76,6 +80,21 @@ FAMILIES: dict[str, Family] = {
         "albert",
         "electra",
         "modernbert",
+    ),
+    "vision-encoder-decoder": _captioner("captioners:load_vision_encoder_decoder", "vision-encoder-decoder"),
+    "blip": _captioner("captioners:load_blip", "blip"),
+    "git": _captioner("captioners:load_git", "git"),
+    "image-text-to-text": _captioner(
+        "chat_captioner:load",
+        "florence2",
+        "qwen2_vl",
+        "qwen2_5_vl",
+        "qwen3_vl",
+        "smolvlm",
+        "idefics3",
+        "llava",
+        "llava_next",
+        "llava_onevision",
     ),
     "cnn": Family("revln.models.cnn_card:describe", "revln.models.cnn:load", variants=True, needs_weights=True),
 }
