@@ -17,6 +17,8 @@ __all__ = [
     "CollectionAnswer",
     "CollectionPage",
     "CollectionsAnswer",
+    "GenerationAnswer",
+    "GenerationsAnswer",
     "ImageAnswer",
     "JobAnswer",
     "JobDoneAnswer",
@@ -144,6 +146,24 @@ class SnapshotAnswer(_Answer):
 
 class SnapshotsAnswer(_Answer):
     snapshots: list[SnapshotAnswer]
+
+
+class GenerationAnswer(_Answer):
+    """The same items by one model. `serving` is what is searched, `next` is being made to serve, `former` served before
+    the last migration, `returning` is being caught up to serve again."""
+
+    role: str
+    model: str | None
+    model_fingerprint: str
+    dim: int
+    count: int
+    head_seq: int
+    up_to_seq: int | None = Field(description="The row of the serving one's log up to which it is the same.")
+    created_at: str
+
+
+class GenerationsAnswer(_Answer):
+    generations: list[GenerationAnswer]
 
 
 class ImageOf(_Answer):

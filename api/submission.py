@@ -47,6 +47,8 @@ def submit(state: ApiState, body: SubmitBody, idempotency_key: str | None) -> tu
         if known := find_by_key(connection, idempotency_key, request_sha256):
             return known, False
     info, collection = _model_and_collection(state, kind.name, body.model, parameters)
+    if parameters.get("operation") == "migrate":
+        _check_migration(body, collection, info)
     if parameters.get("min_score") == AUTO and (info is None or info.match_min_score is None):
         raise invalid("/input/min_score", NO_MATCH_SCORE.format(info.name if info else "none"))
     items = parameters.pop(kind.items_field, None) or parameters.pop("ids", None)
@@ -115,12 +117,23 @@ def _model_and_collection(
         info = state.catalog.describe(wanted or (collection.model if collection else state.catalog.default))
     except NotFound as err:
         raise invalid("/model", err.message) from err
-    if collection is not None and collection.model_fingerprint != info.joint_fingerprint:
+    migrates = parameters.get("operation") == "migrate"
+    if collection is not None and collection.model_fingerprint != info.joint_fingerprint and not migrates:
         raise FingerprintMismatch(
             f"Collection {collection.name!r} holds vectors of {collection.model} ({collection.model_fingerprint}); "
-            f'model {info.name} is {info.joint_fingerprint}. Leave out "model", or name another collection.'
+            f'model {info.name} is {info.joint_fingerprint}. Leave out "model", or name another collection; or have '
+            f"this one embedded by {info.name}: revln index migrate {collection.name} --model {info.name}"
         )
     return info, collection
+
+
+def _check_migration(body: SubmitBody, collection: Collection | None, info: ModelInfo | None) -> None:
+    if collection is None or info is None:
+        raise invalid("/input/collection", "its vectors are your own, which no model can make again")
+    if body.model is None:
+        raise invalid("/model", "name the model that is to embed the collection; GET /v1/models lists them")
+    if info.dim is None:
+        raise invalid("/model", f"model {info.name} makes no vectors")
 
 
 def _fingerprint(kind: JobKind, info: ModelInfo | None, collection: Collection | None) -> str | None:

@@ -15,7 +15,17 @@ from revln.db.snapshots import Snapshot
 from revln.jobs.state import JobStatus
 from revln.settings import Settings
 
-__all__ = ["collection_view", "etag", "item_view", "job_view", "matches", "result_view", "snapshot_view", "timestamp"]
+__all__ = [
+    "collection_view",
+    "etag",
+    "generation_view",
+    "item_view",
+    "job_view",
+    "matches",
+    "result_view",
+    "snapshot_view",
+    "timestamp",
+]
 
 
 def timestamp(seconds: float | None) -> str | None:
@@ -110,6 +120,19 @@ def snapshot_view(snapshot: Snapshot, current_id: str | None) -> dict[str, Any]:
         "sha256": snapshot.sha256,
         "size_bytes": snapshot.size_bytes,
         "created_at": timestamp(snapshot.created_at),
+    }
+
+
+def generation_view(collection: Collection) -> dict[str, Any]:
+    return {
+        "role": collection.shadow_role or "serving",
+        "model": collection.model or None,
+        "model_fingerprint": collection.model_fingerprint,
+        "dim": collection.dim,
+        "count": collection.count,
+        "head_seq": collection.head_seq,
+        "up_to_seq": collection.shadow_seq,
+        "created_at": timestamp(collection.created_at),
     }
 
 

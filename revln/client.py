@@ -232,6 +232,14 @@ class RevlnClient:
     def delete_collection(self, name: str) -> None:
         self._send("DELETE", f"/v1/collections/{quote(name)}")
 
+    def generations(self, name: str) -> list[dict[str, Any]]:
+        """The collection's vectors by each model that it has them of, the serving ones first."""
+        found: list[dict[str, Any]] = self._json("GET", f"/v1/collections/{quote(name)}/generations")["generations"]
+        return found
+
+    def delete_generation(self, name: str, role: str) -> None:
+        self._send("DELETE", f"/v1/collections/{quote(name)}/generations/{quote(role)}")
+
     def models(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self._json("GET", "/v1/models")["models"]
         return found

@@ -23,6 +23,7 @@ RevlnError
 │   ├── JobCanceled          cooperative: seen at a batch boundary
 │   ├── DeadlineExceeded     the job's deadline passed
 │   └── WorkerLost           the chunk killed its worker too often
+├── CollectionMoved          a migration put another generation in its place; the chunk is tried again (retryable)
 ├── LeaseLost                another worker holds the chunk now; drop what was computed
 └── Unavailable              the database, Redis or the workers do not answer (retryable)
 
@@ -35,6 +36,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 __all__ = [
+    "CollectionMoved",
     "Conflict",
     "DeadlineExceeded",
     "FetchError",
@@ -202,6 +204,12 @@ class DeadlineExceeded(JobError):
 class WorkerLost(JobError):
     code = "worker_lost"
     default_message = "The worker died while it ran this chunk, too often to try again."
+
+
+class CollectionMoved(RevlnError):
+    code = "collection_moved"
+    retryable = True
+    default_message = "A migration put another generation of the collection in its place meanwhile."
 
 
 class LeaseLost(RevlnError):

@@ -27,7 +27,7 @@ from revln.db.migrate import upgrade
 from revln.jobs.kinds import all_queues
 from revln.settings import Settings
 from tests.stack import wait_until
-from worker import models
+from worker import loading
 from worker.execute import execute
 from worker.runtime import Runtime
 
@@ -80,8 +80,8 @@ class InlineStack:
 
 
 @contextmanager
-def inline_stack(database_url: str, folder: Path, **settings: Any) -> Iterator[InlineStack]:
-    """Running around a database of any kind, which is migrated first."""
+def inline_stack(database_url: str, folder: Path, catalog: Any = None, **settings: Any) -> Iterator[InlineStack]:
+    """Running around a database of any kind, which is migrated first; ``catalog`` stands in for the models."""
     known = {
         "data_dir": folder, "database_url": database_url, "device": "cpu", "redis_url": "redis://127.0.0.1:1/0",
         "api_port": embedded_redis.free_port("127.0.0.1"), **settings,
@@ -89,9 +89,12 @@ def inline_stack(database_url: str, folder: Path, **settings: Any) -> Iterator[I
     made = Settings(**known)
     upgrade(made)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "choose_device", lambda _: "cpu")  # the only thing for which torch would be imported
+        patch.setattr(loading, "choose_device", lambda _: "cpu")  # the only thing for which torch would be imported
         patch.setattr("api.app.configure_logging", lambda _: None)  # pytest's, which shows what failing tests logged
         patch.setattr("api.waiting._RECHECK_S", 0.05)  # nobody calls out changes without Redis
+        if catalog is not None:
+            patch.setattr("api.state.ModelCatalog", lambda *_: catalog)
+            patch.setattr("worker.runtime.ModelCatalog", lambda *_: catalog)
         stack = InlineStack(made)
         try:
             stack.start()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from threading import Event, Thread
 
 from revln.db import sweep
-from revln.db.collections import list_collections
+from revln.db.collections import collection_ids
 from revln.errors import RevlnError
 from worker.auto_build import ask_for_builds
 from worker.runtime import Runtime
@@ -90,4 +90,4 @@ class Sweeper:
             pass
         sweep.delete_lost_workers(db)
         with db.read() as connection:
-            self._runtime.indexes.forget({collection.id for collection in list_collections(connection)})
+            self._runtime.indexes.forget(collection_ids(connection))

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import click
 
-from revln.cli.index_reports import duplicates, ended, told
+from revln.cli.index_reports import duplicates, ended, generations, migrate, told
 from revln.cli.jobs import (
     as_json_option,
     connect,
@@ -60,6 +60,8 @@ index.add_command(kind_command("index"), _JSON)
 index.add_command(import_command)
 index.add_command(export_command)
 index.add_command(duplicates)
+index.add_command(migrate)
+index.add_command(generations)
 
 
 @index.command()

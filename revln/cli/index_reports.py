@@ -1,4 +1,4 @@
-"""What `revln index` tells of a collection: its near-duplicates; and how a job of it ended."""
+"""What `revln index` tells of a whole collection: near-duplicates, models; and how a job of it ended."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from revln.cli.jobs import as_json_option, connect, priority_option, timeout_option, url_option
+from revln.cli.jobs import as_json_option, connect, priority_option, timeout_option, url_option, wait_option
 from revln.cli.output import print_json, show_job
 from revln.cli.transfer import filter_option
 from revln.client import Job, RevlnClient
 from revln.jobs.index_schemas import DEDUP_SCORE
 from revln.jobs.state import JobStatus
 
-__all__ = ["duplicates", "ended", "told"]
+__all__ = ["duplicates", "ended", "generations", "migrate", "told"]
 
 _SHOWN_ERRORS = 20
 _SHOWN_MEMBERS = 10
@@ -72,6 +72,71 @@ def duplicates(
         return 0
     _show_duplicates(name, report["report"], groups)
     return 0
+
+
+@click.command()
+@click.argument("name", metavar="NAME")
+@click.option("--model", required=True, help="The model that is to embed it.")
+@click.option("--allow-missing", is_flag=True, help="Leave out the items that it cannot embed.")
+@priority_option
+@wait_option
+@timeout_option
+@url_option
+@as_json_option
+def migrate(
+    name: str,
+    model: str,
+    allow_missing: bool,
+    priority: str,
+    wait: bool,
+    timeout: float | None,
+    url: str | None,
+    as_json: bool,
+) -> int:
+    """Have a collection embedded by another model, and searched by it from then on.
+
+    Searches and changes go on meanwhile. If items cannot be embedded (their pictures are gone, say), they are listed
+    and nothing is changed, unless --allow-missing leaves them out. Stopped, it goes on where it was. The former vectors
+    stay until `revln index generations NAME --delete former`, and a migration back takes them up again.
+
+    \b
+    Example:
+      revln index migrate photos --model siglip
+    """
+    asked: dict[str, Any] = {"collection": name, "operation": "migrate"}
+    asked |= {"allow_missing": True} if allow_missing else {}
+    with connect(url) as client:
+        job = client.submit("index", asked, model=model, priority=priority)
+        if not wait:
+            return ended(job, as_json)
+        job = client.wait(job["id"], timeout)
+        if as_json or job["status"] != JobStatus.SUCCEEDED:
+            return told(client, job, as_json)
+        done = next(client.result_pages(job["id"]))["items"][0]["migration"]
+        click.echo(f"{name}: {done['items']} items by {done['model']} ({done['model_fingerprint']}), "
+                   f"{done['missing']} left out; before by {done['former_model']}")  # fmt: skip
+        _tell_errors(client, job)
+    return 0
+
+
+@click.command()
+@click.argument("name", metavar="NAME")
+@click.option(
+    "--delete", type=click.Choice(["former", "next", "returning"]), help="Give this one up, with its vectors."
+)
+@url_option
+@as_json_option
+def generations(name: str, delete: str | None, url: str | None, as_json: bool) -> None:
+    """Show which models' vectors a collection has: the serving ones, and those before or after a migration."""
+    with connect(url) as client:
+        if delete:
+            client.delete_generation(name, delete)
+        found = client.generations(name)
+    if as_json:
+        print_json(found)
+        return
+    for one in found:
+        click.echo(f"{one['role']}  {one['count']} items  model {one['model']} ({one['model_fingerprint']})")
 
 
 def _show_duplicates(name: str, report: dict[str, Any], groups: list[dict[str, Any]]) -> None:

@@ -21,6 +21,7 @@ from revln.jobs.filters import Filter
 
 __all__ = [
     "Collection",
+    "collection_ids",
     "create_collection",
     "delete_collection",
     "get_collection",
@@ -53,6 +54,9 @@ class Collection:
     created_at: float
     updated_at: float
     snapshot_id: str | None = None
+    shadow_of: str | None = None
+    shadow_role: str | None = None
+    shadow_seq: int | None = None
 
     @property
     def has_model(self) -> bool:
@@ -113,15 +117,26 @@ def get_collection(connection: Connection, name: str) -> Collection:
 
 
 def list_collections(connection: Connection) -> list[Collection]:
-    rows = connection.execute(select(*_COLUMNS).order_by(tables.collections.c.name))
+    """Those that serve, by name."""
+    columns = tables.collections.c
+    rows = connection.execute(select(*_COLUMNS).where(columns.shadow_of.is_(None)).order_by(columns.name))
     return [Collection(**row._mapping) for row in rows]
 
 
+def collection_ids(connection: Connection) -> set[str]:
+    """Of every generation of every collection."""
+    return set(connection.scalars(select(tables.collections.c.id)))
+
+
 def delete_collection(db: Database, name: str) -> None:
-    """Remove a collection with its log. Raises NotFound."""
+    """Remove a collection with its log and its other generations. Raises NotFound."""
+    columns = tables.collections.c
     with db.write() as connection:
-        if not connection.execute(delete(tables.collections).where(tables.collections.c.name == name)).rowcount:
+        # Locked: a migration that lets another generation serve must come before or after.
+        found = connection.scalar(select(columns.id).where(columns.name == name).with_for_update())
+        if found is None:
             raise NotFound(f"There is no collection {name!r}.")
+        connection.execute(delete(tables.collections).where((columns.id == found) | (columns.shadow_of == found)))
 
 
 def live_seqs(connection: Connection, collection_id: str, item_ids: Sequence[str]) -> dict[str, int | None]:

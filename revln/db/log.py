@@ -18,7 +18,7 @@ from sqlalchemy import Connection, select, update
 
 from revln.db import bulk, tables
 from revln.db.engine import db_now
-from revln.errors import NotFound
+from revln.errors import CollectionMoved, NotFound
 
 __all__ = ["LogEntry", "LogPage", "append_log", "head_seq", "newest_seqs", "read_log", "read_vectors"]
 
@@ -51,22 +51,30 @@ class LogPage:
     head_seq: int
 
 
-def append_log(connection: Connection, collection_id: str, entries: Sequence[LogEntry]) -> list[int | None]:
+def append_log(
+    connection: Connection, collection_id: str, entries: Sequence[LogEntry], *, shadow: bool = False
+) -> list[int | None]:
     """Append changes inside the caller's transaction; the ``seq`` of each, None for a delete of what is not there.
 
     An id that comes twice is applied in order: the later entry replaces the earlier one.
 
+    Args:
+        shadow: the log is of a generation that does not serve (`revln.db.generations`), which only a migration writes.
+
     Raises:
         NotFound: the collection was deleted meanwhile.
+        CollectionMoved: it serves though it should not, or the other way round: a migration came in between.
     """
     columns = tables.collections.c
     head = connection.execute(
-        select(columns.head_seq, columns["count"].label("live"), db_now().label("now"))
+        select(columns.head_seq, columns["count"].label("live"), columns.shadow_of, db_now().label("now"))
         .where(columns.id == collection_id)
         .with_for_update()
     ).one_or_none()
     if head is None:
         raise NotFound("The collection was deleted while the job ran.")
+    if (head.shadow_of is not None) != shadow:
+        raise CollectionMoved
     seq, count, now = int(head.head_seq), int(head.live), head.now
     before = bulk.seqs_of_items(connection, collection_id, list({entry.item_id for entry in entries}))
     live: dict[str, int | None] = dict(before)

@@ -237,6 +237,7 @@ def long_tails(connection: Connection, least: int, share: float) -> list[tuple[C
         select(columns.name, newest.c.id)
         .join(newest, newest.c.collection_id == columns.id, isouter=True)
         .join(_TABLE, _TABLE.c.id == newest.c.id, isouter=True)
+        .where(columns.shadow_of.is_(None))
         .where(columns["count"] > 0, tail >= least, tail >= share * func.coalesce(_TABLE.c["count"], 0))
     ).all()
     return [(get_collection(connection, row.name), row.id) for row in rows]

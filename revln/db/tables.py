@@ -173,6 +173,10 @@ collections = Table(
     Column("created_at", Double, nullable=False),
     Column("updated_at", Double, nullable=False),
     Column("snapshot_id", _Id),  # the one that workers load; none: they replay the log from its beginning
+    # Of a generation that does not serve (revln.db.generations): whose it is, as what, and up to which row of its log.
+    Column("shadow_of", _Id),
+    Column("shadow_role", String(16)),
+    Column("shadow_seq", BigInteger),
     Index("uq_collections_name", "name", unique=True),
 )
 

@@ -29,9 +29,10 @@ _SOURCES: dict[str, tuple[str, ...]] = {
     "delete": ("ids", "filter"),
     "build": (),
     "duplicates": (),
+    "migrate": (),
 }
 # Fields that only one operation reads.
-_OWN: dict[str, str] = {"min_score": "duplicates", "exact": "duplicates"}
+_OWN: dict[str, str] = {"min_score": "duplicates", "exact": "duplicates", "allow_missing": "migrate"}
 
 
 class IndexItem(Item):
@@ -74,7 +75,7 @@ class IndexSpec(Strict):
 
 
 class IndexInput(Strict):
-    """Change a collection: upsert items, delete by ids or by filter; build its index; or report its duplicates."""
+    """Change a collection: upsert items, delete by ids or by filter; build its index, report duplicates, migrate."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -88,7 +89,7 @@ class IndexInput(Strict):
     )
 
     collection: CollectionName
-    operation: Literal["upsert", "delete", "build", "duplicates"] = "upsert"
+    operation: Literal["upsert", "delete", "build", "duplicates", "migrate"] = "upsert"
     items: Annotated[list[IndexItem], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None
     manifest: ManifestRef | None = None
     ids: Annotated[list[ItemId], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None
@@ -103,6 +104,11 @@ class IndexInput(Strict):
     )
     exact: bool | None = Field(
         None, description="Of duplicates: compare every pair, also where an index could find them sooner."
+    )
+
+    allow_missing: bool | None = Field(
+        None,
+        description="Of migrate: leave out the items that the new model cannot embed, instead of changing nothing.",
     )
 
     @model_validator(mode="after")
@@ -160,11 +166,23 @@ class DuplicatesReport(BaseModel):
     exact: bool = Field(description="Whether every pair was compared, or each item with what the index found near it.")
 
 
+class Migration(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: str
+    model_fingerprint: str
+    former_model: str
+    former_fingerprint: str
+    items: int
+    missing: int = Field(description="Items that were left out; each follows with its reason.")
+
+
 class IndexItemResult(ItemResult):
     seq: int | None = Field(None, description="The row of the collection's log that carries this change.")
     deleted: int | None = Field(None, description="Of a delete by filter: how many items it took.")
     snapshot: BuiltSnapshot | None = Field(None, description="Of a build: what is served now.")
     report: DuplicatesReport | None = Field(None, description="Of duplicates, in the first item: the whole in numbers.")
+    migration: Migration | None = Field(None, description="Of migrate, in the first item: what serves now.")
     size: int | None = Field(None, description="Of a group: how many items; `id` is the one nearest to their mean.")
     duplicates: list[Duplicate] | None = Field(
         None, description="Of a group: the others, nearest first; the first 10,000 of them."

@@ -79,7 +79,7 @@ KINDS: dict[str, JobKind] = {
             chunk_items=64,
             timeout_s=600,
             max_attempts=5,
-            long_operations=("build", "duplicates"),
+            long_operations=("build", "duplicates", "migrate"),
         ),
         JobKind(
             "search", SearchInput, SearchResult, chunk_items=256, timeout_s=120, max_attempts=5, items_field="queries"

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from dataclasses import asdict, fields
 from typing import Any
 
-from revln.db.collections import get_collection
+from revln.db.generations import generation_for
 from revln.errors import ItemError, ItemInvalid
 from revln.images import decode_image
 from revln.jobs.schemas import Item
@@ -57,7 +57,7 @@ def _evidence(context: Context, loaded: LoadedModel, contents: list[Content | It
     if context.job.collection is None:
         return [() for _ in contents]
     with context.runtime.db.read() as connection:
-        collection = get_collection(connection, context.job.collection)
+        collection = generation_for(connection, context.job.collection, loaded.model.info.joint_fingerprint)
     context.runtime.models.get(loaded.model.info.name, collection.model_fingerprint)  # vectors of two never meet
     vectors = embed(context, loaded, contents)
     good = [Wanted(vector) for vector in vectors if not isinstance(vector, ItemError)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from revln.db.collections import Collection
 from revln.errors import ItemError, ModelUnavailable
 from revln.jobs.schemas import Item
 from worker.context import Context, Done, Outcome, parse_items
@@ -25,12 +26,18 @@ def run_embed(context: Context) -> Done:
     )
 
 
-def load_embedder(context: Context) -> LoadedModel:
-    """The job's model, if it embeds anything at all. Raises ModelUnavailable."""
-    assert context.job.model is not None
-    loaded = context.runtime.models.get(context.job.model, context.job.model_fingerprint)
+def load_embedder(context: Context, collection: Collection | None = None) -> LoadedModel:
+    """The job's model, if it embeds anything at all; the collection's, if that was migrated since the job came in.
+
+    Raises ModelUnavailable.
+    """
+    name, fingerprint = context.job.model, context.job.model_fingerprint
+    if collection is not None and collection.model_fingerprint != fingerprint:
+        name, fingerprint = collection.model, collection.model_fingerprint
+    assert name is not None
+    loaded = context.runtime.models.get(name, fingerprint)
     if loaded.model.info.dim is None:
-        raise ModelUnavailable(f"Model {context.job.model} makes no vectors.")
+        raise ModelUnavailable(f"Model {name} makes no vectors.")
     return loaded
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from revln.db.collections import Collection
 from worker.context import Context, Done
-from worker.operations import open_collection
+from worker.operations import open_serving
 from worker.operations.build import run_build
 from worker.operations.delete import run_delete
 from worker.operations.duplicates import run_duplicates
+from worker.operations.migrate import run_migrate
 from worker.operations.upsert import run_upsert
 
 __all__ = ["OPERATIONS", "run_index"]
@@ -19,8 +20,9 @@ OPERATIONS: dict[str, Callable[[Context, Collection], Done]] = {
     "delete": run_delete,
     "build": run_build,
     "duplicates": run_duplicates,
+    "migrate": run_migrate,
 }
 
 
 def run_index(context: Context) -> Done:
-    return OPERATIONS[context.input["operation"]](context, open_collection(context))
+    return OPERATIONS[context.input["operation"]](context, open_serving(context))

@@ -7,29 +7,53 @@ from dataclasses import replace
 from sqlalchemy import Connection
 
 from revln.db.collections import Collection, get_collection
+from revln.db.generations import generation_for
 from revln.db.log import LogEntry, append_log
 from revln.errors import FingerprintMismatch, ItemNotFound
 from worker.context import Context, Done, Outcome
 
-__all__ = ["Change", "append_changes", "open_collection"]
+__all__ = ["Change", "append_changes", "open_collection", "open_serving"]
 
 Change = tuple[Outcome, LogEntry | None]
 
 
 def open_collection(context: Context) -> Collection:
-    """The job's collection. Raises NotFound, or FingerprintMismatch if another model made it.
+    """The generation of the job's collection that is of the job's model: a search goes on after a migration.
 
-    Not for a caption job, whose fingerprint is of the whole model.
+    Raises NotFound, or FingerprintMismatch if another model made it. Not for a caption job, whose fingerprint is of the
+    whole model.
+    """
+    assert context.job.collection is not None
+    with context.runtime.db.read() as connection:
+        collection = generation_for(connection, context.job.collection, context.job.model_fingerprint)
+    if collection.model_fingerprint != context.job.model_fingerprint:
+        raise _mismatch(context, collection)
+    return collection
+
+
+def open_serving(context: Context) -> Collection:
+    """The collection as it serves, to be changed or looked at. Raises what `open_collection` does.
+
+    After a migration, items that were accepted for the former model are embedded by the new one; vectors of the former
+    one that are brought along are refused.
     """
     assert context.job.collection is not None
     with context.runtime.db.read() as connection:
         collection = get_collection(connection, context.job.collection)
-    if collection.model_fingerprint != context.job.model_fingerprint:
-        raise FingerprintMismatch(
-            f"Collection {collection.name!r} holds {collection.holds}; the job's are of {context.job.model} "
-            f"({context.job.model_fingerprint}). Vectors of two models never meet."
-        )
+        wanted = generation_for(connection, context.job.collection, context.job.model_fingerprint)
+    if context.input["operation"] == "upsert":
+        known = wanted.model_fingerprint == context.job.model_fingerprint  # it serves, or it did
+        if not known or (wanted.id != collection.id and "vectors_of" in context.input):
+            raise _mismatch(context, collection)
     return collection
+
+
+def _mismatch(context: Context, collection: Collection) -> FingerprintMismatch:
+    return FingerprintMismatch(
+        f"Collection {collection.name!r} holds {collection.holds}; the job's are of {context.job.model} "
+        f"({context.job.model_fingerprint}). Vectors of two models never meet. To have the whole collection "
+        f"embedded by another model: revln index migrate {collection.name} --model NAME"
+    )
 
 
 def append_changes(collection: Collection, changes: list[Change]) -> Done:

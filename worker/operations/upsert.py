@@ -14,6 +14,7 @@ from worker.context import Context, Done, Outcome, parse_items
 from worker.embedding import embed, item_contents
 from worker.handlers.embed import load_embedder
 from worker.operations import Change, append_changes
+from worker.operations.migrate import prepare_next
 from worker.own_vectors import own_vector, own_vector_key
 
 __all__ = ["run_upsert"]
@@ -43,7 +44,8 @@ def _vectors(context: Context, collection: Collection, items: list[IndexItem | I
     found: dict[int, _Made] = {}
     if to_embed and collection.has_model:
         contents = item_contents(context, [items[at] for at in to_embed])
-        vectors = embed(context, load_embedder(context), contents)
+        vectors = embed(context, load_embedder(context, collection), contents)
+        prepare_next(context, collection, contents)
         for at, content, vector in zip(to_embed, contents, vectors, strict=True):
             if isinstance(content, ItemError):
                 found[at] = content
