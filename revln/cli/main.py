@@ -15,7 +15,7 @@ from revln.jobs.kinds import KINDS
 __all__ = ["main"]
 
 # The kinds that have more than the command which every kind has.
-KIND_COMMANDS = {"index": "revln.cli.index:index"}
+KIND_COMMANDS = {"index": "revln.cli.index:index", "search": "revln.cli.search:search"}
 # name → (where it lives, what it does). The text stands here because the module is not imported for `--help`.
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Run it": {
