@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 IMAGES ?=
 
-.PHONY: setup demo up test check bench ablations lock clean help
+.PHONY: setup demo up test check bench bench-index ablations lock clean help
 
 help:  ## Show this.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "revln needs Python 3.11 or newer; set PYTHON=python3.11")'
@@ -38,6 +38,9 @@ bench: setup  ## Print the benchmark: each figure beside something bare, run in 
 
 ablations: setup  ## Train revln-tiny again without one of its parts at a time (hours; needs the training data).
 	$(BIN)/python -m bench.ablations -- --cache runs/cache
+
+bench-index: setup  ## Fill, build and search a collection of a million vectors beside raw FAISS; some minutes.
+	$(BIN)/python -m bench.index
 
 lock: setup  ## Pin every dependency anew, with hashes and without the address of any index.
 	$(BIN)/uv pip compile --quiet --upgrade --all-extras --generate-hashes --no-emit-index-url \

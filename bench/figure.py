@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Figure", "median_seconds", "seconds"]
+__all__ = ["Figure", "in_turns", "median_seconds", "seconds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +54,11 @@ def median_seconds(repeats: int, work: Callable[[], Any]) -> float:
     """The median of a few runs, after one that does not count: these machines are noisy."""
     work()
     return statistics.median(seconds(work) for _ in range(repeats))
+
+
+def in_turns(repeats: int, ours: Callable[[], Any], bare: Callable[[], Any]) -> tuple[float, float]:
+    """The medians of both, run by turns, so that whatever else the machine does falls on both."""
+    ours()
+    bare()
+    pairs = [(seconds(ours), seconds(bare)) for _ in range(repeats)]
+    return statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)

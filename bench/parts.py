@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
 import faiss
 import numpy as np
+from sqlalchemy.engine import make_url
 
-from bench.figure import Figure, median_seconds, seconds
+from bench.figure import Figure, in_turns, median_seconds, seconds
 from revln.db.collections import create_collection
 from revln.db.engine import Database
 from revln.db.log import LogEntry, append_log, read_log
@@ -28,7 +30,7 @@ def _unit(rows: int, seed: int) -> np.ndarray:
 
 
 def measure() -> list[Figure]:
-    return [_flat_search(), *_log()]
+    return [_flat_search(), *_logs()]
 
 
 def _flat_search() -> Figure:
@@ -37,36 +39,51 @@ def _flat_search() -> Figure:
     index.apply(np.arange(1, ROWS + 1), stored, np.array([], dtype=np.int64), ROWS)
     bare = faiss.IndexFlatIP(DIM)
     bare.add(stored)
-    ours_s = median_seconds(7, lambda: index.search(queries, K))
-    bare_s = median_seconds(7, lambda: bare.search(queries, K))
+    ours_s, bare_s = in_turns(7, lambda: index.search(queries, K), lambda: bare.search(queries, K))
     return Figure("flat search, 100k × 256, batch 64", BATCH / ours_s, "q/s", BATCH / bare_s, "faiss.IndexFlatIP")
 
 
-def _log() -> list[Figure]:
-    """On SQLite, in chunks as the index handler writes them, each committed by itself."""
-    raw = [row.astype("<f4").tobytes() for row in _unit(LOG_ROWS, 2)]
+def _logs() -> list[Figure]:
+    """On SQLite, and on PostgreSQL where the tests' own is installed."""
     with tempfile.TemporaryDirectory() as folder:
-        url = f"sqlite:///{Path(folder) / 'bench.db'}"
-        upgrade(Settings(database_url=url))
-        db = Database(url)
-        collection, _ = create_collection(db, "bench", "m", "f", DIM, {})
+        figures = _log("SQLite", f"sqlite:///{Path(folder) / 'bench.db'}")
+    try:
+        import pgserver
+    except ImportError:
+        return figures
+    with tempfile.TemporaryDirectory(prefix="revln-postgresql-", ignore_cleanup_errors=True) as folder:
+        os.environ.setdefault("XDG_RUNTIME_DIR", folder)
+        server = pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+        try:
+            url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+            return figures + _log("PostgreSQL", url.render_as_string(hide_password=False))
+        finally:
+            server.cleanup()
 
-        def append() -> None:
-            for start in range(0, LOG_ROWS, LOG_BATCH):
-                entries = [LogEntry("upsert", f"i{start + at}", vector=v) for at, v in
-                           enumerate(raw[start : start + LOG_BATCH])]  # fmt: skip
-                with db.write() as connection:
-                    append_log(connection, collection.id, entries)
 
-        def replay() -> None:
-            index = CollectionIndex(DIM)
-            with db.read() as connection:
-                while (page := read_log(connection, collection.id, index.seq, DIM)).head_seq != index.seq:
-                    index.apply(page.seqs, page.vectors, page.void, page.head_seq)
+def _log(name: str, url: str) -> list[Figure]:
+    """In chunks as the index handler writes them, each committed by itself."""
+    raw = [row.astype("<f4").tobytes() for row in _unit(LOG_ROWS, 2)]
+    upgrade(Settings(database_url=url))
+    db = Database(url)
+    collection, _ = create_collection(db, "bench", "m", "f", DIM, {})
 
-        appended_s, replayed_s = seconds(append), median_seconds(3, replay)
-        db.close()
+    def append() -> None:
+        for start in range(0, LOG_ROWS, LOG_BATCH):
+            entries = [LogEntry("upsert", f"i{start + at}", vector=vector) for at, vector in
+                       enumerate(raw[start : start + LOG_BATCH])]  # fmt: skip
+            with db.write() as connection:
+                append_log(connection, collection.id, entries)
+
+    def replay() -> None:
+        index = CollectionIndex(DIM)
+        with db.read() as connection:
+            while (page := read_log(connection, collection.id, index.seq, DIM)).head_seq != index.seq:
+                index.apply(page.seqs, page.vectors, page.void, page.head_seq)
+
+    appended_s, replayed_s = seconds(append), median_seconds(3, replay)
+    db.close()
     return [
-        Figure("appending to a collection's log (SQLite)", LOG_ROWS / appended_s, "rows/s"),
-        Figure("catching up from the log (SQLite)", LOG_ROWS / replayed_s, "rows/s"),
+        Figure(f"appending to a collection's log ({name})", LOG_ROWS / appended_s, "rows/s"),
+        Figure(f"catching up from the log ({name})", LOG_ROWS / replayed_s, "rows/s"),
     ]

@@ -240,6 +240,16 @@ class RevlnClient:
     def delete_generation(self, name: str, role: str) -> None:
         self._send("DELETE", f"/v1/collections/{quote(name)}/generations/{quote(role)}")
 
+    def snapshots(self, name: str) -> list[dict[str, Any]]:
+        """The built indexes of a collection that are kept, newest first."""
+        found: list[dict[str, Any]] = self._json("GET", f"/v1/collections/{quote(name)}/snapshots")["snapshots"]
+        return found
+
+    def rollback(self, name: str, snapshot: str | None = None) -> dict[str, Any]:
+        """Search a given snapshot again, or the one before the current one."""
+        body = {"snapshot": snapshot} if snapshot is not None else {}
+        return self._json("POST", f"/v1/collections/{quote(name)}/rollback", json=body)
+
     def models(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self._json("GET", "/v1/models")["models"]
         return found

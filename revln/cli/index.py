@@ -24,6 +24,7 @@ from revln.cli.jobs import (
     url_option,
     wait_option,
 )
+from revln.cli.snapshots import build_command, rollback_command, snapshots_command
 from revln.cli.transfer import export_command, filter_option, import_command
 from revln.client import RevlnClient
 from revln.jobs.index_schemas import IndexInput
@@ -62,6 +63,9 @@ index.add_command(export_command)
 index.add_command(duplicates)
 index.add_command(migrate)
 index.add_command(generations)
+index.add_command(build_command)
+index.add_command(snapshots_command)
+index.add_command(rollback_command)
 
 
 @index.command()

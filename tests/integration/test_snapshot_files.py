@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from revln.blobs import BlobStore
-from revln.db.collections import Collection, delete_collection, rows_by_seq
+from revln.db.collections import Collection, delete_collection
 from revln.db.engine import Database
 from revln.db.snapshots import Snapshot, begin_build, publish, roll_back
 from revln.errors import JobError, NotFound, Unavailable
@@ -20,13 +20,14 @@ from revln.index.base import IndexType
 from revln.index.collection import CollectionIndex
 from tests.collections import (
     Contents,
-    brute_force,
     build,
     clustered,
     make_collection,
     nobody,
     order_of,
     read,
+    recall,
+    search,
     write,
 )
 from tests.stack import wait_until
@@ -57,18 +58,7 @@ def filled(db: Database, contents: Contents) -> Collection:
 
 
 def item_ids(db: Database, collection: Collection, index: CollectionIndex, query: np.ndarray, k: int) -> list[str]:
-    hits = index.search(query[None], k)[0]
-    with db.read() as connection:
-        rows = rows_by_seq(connection, collection.id, [seq for seq, _ in hits])
-    return [rows[seq]["item_id"] for seq, _ in hits]
-
-
-def recall(db: Database, collection: Collection, index: CollectionIndex, contents: Contents) -> float:
-    queries = clustered(40, DIM, 2)
-    found = [
-        len({*item_ids(db, collection, index, query, K)} & {*brute_force(contents, query, K)}) for query in queries
-    ]
-    return sum(found) / (K * len(queries))
+    return [item_id for item_id, _ in search(db, collection, index, query, k)]
 
 
 def file_of(blobs: BlobStore, snapshot: Snapshot) -> Path:
