@@ -89,6 +89,9 @@ class IndexCache:
         entry.try_at = time.monotonic() + _AGAIN_S
         try:
             index, snapshot_id = load_newest(self._db, self._blobs, collection, self._on_damage)
+            if snapshot_id is None:  # every file is damaged; what serves was read when it was whole
+                entry.snapshot_id, entry.try_at = None, 0.0
+                return
             self._replay(index, collection)  # most of it; searches go on meanwhile
             with entry.lock:
                 self._replay(index, collection)

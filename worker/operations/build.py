@@ -21,6 +21,7 @@ __all__ = ["run_build"]
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.5
+_TURN_S = 2.0
 _ERRORS: dict[str, type[RevlnError]] = {each.code: each for each in (JobError, NotFound, Unavailable)}
 
 
@@ -74,7 +75,7 @@ def _turn(context: Context, collection: Collection) -> str:
             return begun
         context.lease.check()
         context.lease.progress()
-        time.sleep(_POLL_S)
+        time.sleep(_TURN_S)
 
 
 def _built(context: Context, snapshot_id: str, order: Order) -> Made:
