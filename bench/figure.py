@@ -27,7 +27,7 @@ class Figure:
 
     @property
     def ours_text(self) -> str:
-        return f"{self.ours:,.1f} {self.unit}"
+        return f"{self.ours:,.3f}" if self.unit == "of 1" else f"{self.ours:,.1f} {self.unit}"
 
     @property
     def bare_text(self) -> str:

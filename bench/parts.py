@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from pathlib import Path
@@ -47,12 +48,12 @@ def _logs() -> list[Figure]:
     """On SQLite, and on PostgreSQL where the tests' own is installed."""
     with tempfile.TemporaryDirectory() as folder:
         figures = _log("SQLite", f"sqlite:///{Path(folder) / 'bench.db'}")
-    try:
-        import pgserver
-    except ImportError:
+    if importlib.util.find_spec("pgserver") is None:
         return figures
     with tempfile.TemporaryDirectory(prefix="revln-postgresql-", ignore_cleanup_errors=True) as folder:
-        os.environ.setdefault("XDG_RUNTIME_DIR", folder)
+        os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # before the import, which asks for it
+        import pgserver
+
         server = pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
         try:
             url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
