@@ -1,4 +1,4 @@
-"""Vectors as models make them: unit norm, in clusters of very different sizes, in fewer dimensions than they have."""
+"""Vectors as models make them: unit norm, in clusters of different sizes, with directions that matter less and less."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from numpy.typing import NDArray
 
 __all__ = ["clustered"]
 
-_CLUSTERS, _INNER = 1_000, 48  # embeddings of pictures have an intrinsic dimension of some dozens
-_SPREAD = 0.7
+_CLUSTERS, _DIRECTIONS = 1_000, 96
+_DECAY = 0.7  # the spread along the n-th direction is n^-0.7
 
 
 def clustered(rows: int, dim: int, seed: int) -> NDArray[np.float32]:
     """(rows, dim) float32; the same clusters whatever the seed, so queries can be drawn from them too."""
     world, random = np.random.default_rng(7), np.random.default_rng(seed + 1_000_000)
-    inner = min(_INNER, dim)
     centres = world.standard_normal((_CLUSTERS, dim), dtype=np.float32)
-    directions = world.standard_normal((inner, dim), dtype=np.float32) / np.sqrt(np.float32(inner))
-    weights = 1.0 / np.arange(1, _CLUSTERS + 1)
+    spread = np.arange(1, _DIRECTIONS + 1, dtype=np.float32) ** np.float32(-_DECAY)
+    spread /= np.linalg.norm(spread)
+    directions = world.standard_normal((_DIRECTIONS, dim), dtype=np.float32) * spread[:, None]
+    weights = np.arange(1, _CLUSTERS + 1) ** -0.5
     labels = random.choice(_CLUSTERS, rows, p=weights / weights.sum())
-    noise = random.standard_normal((rows, inner), dtype=np.float32) @ directions
-    vectors = centres[labels] + np.float32(_SPREAD * 2) * noise
+    vectors = centres[labels] + random.standard_normal((rows, _DIRECTIONS), dtype=np.float32) @ directions
     return np.ascontiguousarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)
