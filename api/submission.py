@@ -21,7 +21,7 @@ from revln.db.submit import NewChunk, NewJob, find_by_key, submit_job
 from revln.errors import FingerprintMismatch, ItemNotFound, NotFound
 from revln.jobs.kinds import KINDS, JobKind, queue_name
 from revln.jobs.search_schemas import AUTO, NO_MATCH_SCORE
-from revln.models.base import ModelInfo
+from revln.models.base import ModelInfo, Operation
 
 __all__ = ["submit"]
 
@@ -115,6 +115,8 @@ def _model_and_collection(
         return None, collection
     try:
         info = state.catalog.describe(wanted or (collection.model if collection else state.catalog.default))
+        if kind == "caption" and collection is not None:
+            return _captioner(state, info, wanted, collection), collection
     except NotFound as err:
         raise invalid("/model", err.message) from err
     migrates = parameters.get("operation") == "migrate"
@@ -134,6 +136,30 @@ def _check_migration(body: SubmitBody, collection: Collection | None, info: Mode
         raise invalid("/model", "name the model that is to embed the collection; GET /v1/models lists them")
     if info.dim is None:
         raise invalid("/model", f"model {info.name} makes no vectors")
+
+
+def _captioner(state: ApiState, info: ModelInfo, wanted: str | None, collection: Collection) -> ModelInfo:
+    """Who captions: the model asked for, else the collection's if it can, else the default.
+
+    Whoever it is, pictures are looked up in the collection with the collection's own model, which must be here.
+    """
+    if info.joint_fingerprint != collection.model_fingerprint:
+        retriever = state.catalog.describe(collection.model)
+        if retriever.joint_fingerprint != collection.model_fingerprint:
+            raise FingerprintMismatch(
+                f"Collection {collection.name!r} holds {collection.holds}, but {collection.model} is now "
+                f"{retriever.joint_fingerprint}, so no evidence can be looked up. Name another collection, or none."
+            )
+    else:
+        retriever = info
+    if Operation.EMBED_IMAGE not in retriever.operations:
+        raise invalid(
+            "/input/collection",
+            f"{collection.name!r} holds {collection.holds}, which reads no pictures; evidence needs one that does",
+        )
+    if wanted is None and Operation.CAPTION not in info.operations:
+        return state.catalog.describe(state.catalog.default)
+    return info
 
 
 def _fingerprint(kind: JobKind, info: ModelInfo | None, collection: Collection | None) -> str | None:

@@ -9,6 +9,9 @@ from typing import Any
 import click
 
 from revln.errors import ModelUnavailable, RevlnError
+from revln.models.base import Model
+from revln.models.registry import ModelCatalog
+from revln.settings import ModelSettings
 
 __all__ = ["evaluate"]
 
@@ -22,6 +25,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--images", type=_FILE, default=_DATA / "images.zip", show_default=True, help="folder or zip of pictures")
 @click.option("--split", default="dev", show_default=True)
 @click.option("--store", type=_FILE, help="captions.jsonl to retrieve evidence from; without it, no retrieval")
+@click.option("--retriever", help="model that finds the evidence, if not the evaluated one: a name or a folder")
 @click.option("--store-split", default="train", show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), help="only the first N pictures (recall is easier among fewer)")
 @click.option("--captions/--no-captions", default=True, show_default=True, help="caption scores too")
@@ -30,18 +34,23 @@ _FILE = click.Path(path_type=Path)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
 @click.option("--json", "compact", is_flag=True, help="the object on one line")
-def evaluate(model: str, device: str, dtype: str, compact: bool, **options: Any) -> None:
+def evaluate(model: str, retriever: str | None, device: str, dtype: str, compact: bool, **options: Any) -> None:
     """Print one JSON object: n_images, i2t, t2i, caption, caption_no_retrieval, seconds."""
     try:
-        from revln.models.revln_family import load
         from revln.training.evaluate import EvalOptions
         from revln.training.evaluate import evaluate as run
 
-        folder = _folder(model)
-        report = run(load(folder.name, folder, device, dtype), EvalOptions(**options))
+        finder = _load(retriever, device, dtype) if retriever is not None else None
+        report = run(_load(model, device, dtype), EvalOptions(**options), finder)
     except RevlnError as err:
         raise click.ClickException(err.message) from err
     click.echo(json.dumps(report, ensure_ascii=False, indent=None if compact else 2))
+
+
+def _load(model: str, device: str, dtype: str) -> Model:
+    """Of whatever family its folder says."""
+    folder = _folder(model)
+    return ModelCatalog({folder.name: ModelSettings(source=str(folder), dtype=dtype)}).load(folder.name, device)
 
 
 def _folder(model: str) -> Path:

@@ -194,6 +194,9 @@ class CaptionInput(ItemsInput):
     collection: CollectionName | None = None
     filter: FilterJson | None = None
     neighbors: Annotated[int, Field(ge=1, le=16)] = 4
+    evidence_min_score: Annotated[
+        float | None, Field(ge=-1, le=1, description="Texts with a lower cosine are no evidence; else the model's own.")
+    ] = None
     num_beams: Annotated[int, Field(ge=1, le=16, description="1: greedy.")] = 3
     num_captions: Annotated[int, Field(ge=1, le=16)] = 1
     max_new_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)] = 24
@@ -226,6 +229,12 @@ class CaptionInput(ItemsInput):
             raise ValueError(
                 "a filter chooses among a collection's items; name the collection, or leave the filter out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_retrieve(self) -> Self:
+        if self.evidence_min_score is not None and self.collection is None:
+            raise ValueError("evidence comes from a collection: name it, or leave evidence_min_score out")
         return self
 
     @model_validator(mode="after")
@@ -300,6 +309,7 @@ class EvidenceText(BaseModel):
 class CaptionItemResult(ItemResult):
     captions: list[CaptionText] | None = None
     evidence: list[EvidenceText] | None = None
+    evidence_note: str | None = Field(None, description="Why there is no evidence, where a collection was named.")
 
 
 class CaptionResult(BaseModel):

@@ -25,6 +25,7 @@ __all__ = ["EvalOptions", "evaluate", "run_model"]
 
 # Retrieved captions a picture; the model shows as many of them to its decoder as it was trained with.
 _EVIDENCE = 4
+_EMBEDS = {Operation.EMBED_IMAGE, Operation.EMBED_TEXT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,42 +43,64 @@ class EvalOptions:
     num_beams: int = 3
 
 
-def evaluate(model: Model, options: EvalOptions) -> dict[str, Any]:
-    """One JSON object. ``caption`` is None without a store; both caption scores are None without captions.
+def evaluate(model: Model, options: EvalOptions, retriever: Model | None = None) -> dict[str, Any]:
+    """One JSON object, None in it where the model does not do that. ``caption`` is None without a store, too.
+
+    ``retriever`` finds the evidence; without one the model itself does.
 
     Raises:
-        ValidationFailed: a file is missing or malformed.
+        ValidationFailed: a file is missing or malformed; or there is a store, and nothing to look evidence up with.
     """
+    embeds, captions = set(model.info.operations) >= _EMBEDS, Operation.CAPTION in model.info.operations
+    retriever = retriever or (model if embeds else None)
+    if (
+        options.store
+        and options.captions
+        and captions
+        and (retriever is None or not set(retriever.info.operations) >= _EMBEDS)
+    ):
+        raise ValidationFailed(
+            f"model {(retriever or model).info.name} does not embed pictures and texts, so it finds no evidence in a "
+            "store: name one that does with --retriever, or leave out --store"
+        )
     started = time.monotonic()
     examples = read_captions(options.data, options.split)[: options.limit]
     store = read_captions(options.store, options.store_split) if options.store else []
     pictures = Pictures(options.images)
-    images = run_model(model, Operation.EMBED_IMAGE, [example.file for example in examples], pictures)
-    owner = [i for i, example in enumerate(examples) for _ in example.captions]
-    texts = run_model(model, Operation.EMBED_TEXT, [text for example in examples for text in example.captions])
-    i2t, t2i = recall_both_ways(np.stack(images), np.stack(texts), owner)
     report: dict[str, Any] = {
         "model": model.info.name,
         "fingerprint": model.info.fingerprint,
         "split": options.split,
         "n_images": len(examples),
-        "i2t": i2t.as_dict(),
-        "t2i": t2i.as_dict(),
+        "i2t": None,
+        "t2i": None,
         "caption": None,
         "caption_no_retrieval": None,
     }
-    if options.captions:
+    if embeds:
+        images = _images(model, examples, pictures)
+        owner = [i for i, example in enumerate(examples) for _ in example.captions]
+        texts = run_model(model, Operation.EMBED_TEXT, [text for example in examples for text in example.captions])
+        i2t, t2i = recall_both_ways(images, np.stack(texts), owner)
+        report |= {"i2t": i2t.as_dict(), "t2i": t2i.as_dict()}
+    if options.captions and captions:
         bare = [()] * len(examples)
         report["caption_no_retrieval"], plain = _captions(model, examples, pictures, bare, options)
         told = plain
-        if store:
-            evidence = _retrieve(model, np.stack(images), examples, store)
+        if store and retriever is not None:
+            seen = images if retriever is model else _images(retriever, examples, pictures)
+            evidence = _retrieve(retriever, seen, examples, store)
+            report["with_evidence"] = sum(1 for found in evidence if found)
             report["caption"], told = _captions(model, examples, pictures, evidence, options)
         shown = zip(examples, told, plain, strict=True)
         lines = [{"file": e.file, "caption": a, "no_retrieval": b, "reference": e.captions[0]} for e, a, b in shown]
         if options.examples:
             report["examples"] = lines[:: max(1, len(lines) // options.examples)][: options.examples]
     return report | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def _images(model: Model, examples: Sequence[Example], pictures: Pictures) -> npt.NDArray[np.float32]:
+    return np.stack(run_model(model, Operation.EMBED_IMAGE, [example.file for example in examples], pictures))
 
 
 def run_model(model: Model, operation: Operation, items: Sequence[Any], pictures: Pictures | None = None) -> list[Any]:
@@ -94,16 +117,17 @@ def run_model(model: Model, operation: Operation, items: Sequence[Any], pictures
 def _retrieve(
     model: Model, images: npt.NDArray[np.float32], examples: Sequence[Example], store: Sequence[Example]
 ) -> list[tuple[Evidence, ...]]:
-    """The nearest captions of the store for each picture, its own never among them."""
+    """The nearest captions of the store for each picture, its own never among them, nor any that is too far."""
     texts = [(example.file, text) for example in store for text in example.captions]
     vectors = np.stack(run_model(model, Operation.EMBED_TEXT, [text for _, text in texts]))
     files = np.array([file for file, _ in texts])
     if len(set(files)) < 2:
         raise ValidationFailed("the store holds the captions of one picture; evidence needs at least two")
+    least = model.info.evidence_min_score
     out = []
     for image, example in zip(images, examples, strict=True):
         scores = np.where(files == example.file, -np.inf, vectors @ image)
-        best = np.argsort(-scores)[:_EVIDENCE]
+        best = [j for j in np.argsort(-scores)[:_EVIDENCE] if least is None or scores[j] >= least]
         out.append(tuple(Evidence(str(j), texts[j][1], float(scores[j])) for j in best))
     return out
 
