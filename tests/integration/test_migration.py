@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from revln.db.generations import follow
 from revln.jobs.index_schemas import IndexResult
 from tests.conftest import DATABASES, fresh_database
 from tests.inline import InlineStack, inline_stack
@@ -192,3 +193,45 @@ def test_generations_are_shown_and_given_up(inline: InlineStack) -> None:
     with inline.runtime.db.read() as connection:
         left = connection.exec_driver_sql("SELECT count(*) FROM collections WHERE shadow_of IS NOT NULL").scalar()
     assert isinstance(left, int)
+
+
+def test_a_migration_that_is_cut_off_goes_on_where_it_stopped(
+    inline: InlineStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = texts(inline, 95)
+    calls: list[tuple[int, int]] = []
+
+    def dies_once(connection: Any, shadow: Any, entries: Any, from_seq: int, to_seq: int) -> None:
+        calls.append((from_seq, to_seq))
+        follow(connection, shadow, entries, from_seq, to_seq)
+        if len(calls) == 4:
+            raise RuntimeError("as if it had been killed before it could commit")
+
+    monkeypatch.setattr("worker.operations.migrate._TOGETHER", 10)
+    monkeypatch.setattr("worker.operations.migrate.follow", dies_once)
+    assert moved(inline, name, NEW)[0]["migration"]["items"] == 95
+    assert calls[:5] == [(0, 10), (10, 20), (20, 30), (30, 40), (30, 40)]
+    after = inline.http.get(f"/v1/collections/{name}").json()
+    assert (after["model"], after["count"], after["head_seq"]) == (NEW, 95, 95)  # no item was written twice
+
+
+def test_a_change_that_was_computed_before_the_swap_is_made_on_what_serves_after_it(
+    inline: InlineStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = texts(inline, 5)
+    begun, swapped = Event(), Event()
+
+    def slowly(context: Any, collection: Any, contents: Any) -> None:
+        if collection.model == OLD and not begun.is_set():
+            begun.set()
+            assert swapped.wait(60)
+
+    monkeypatch.setattr("worker.operations.upsert.prepare_next", slowly)
+    late = inline.client.submit("index", {"collection": name, "items": [{"id": "late", "text": "late word"}]})
+    assert begun.wait(60)
+    moved(inline, name, NEW)
+    swapped.set()
+    assert inline.client.wait(late["id"], 60)["status"] == "succeeded"
+    hits = found(inline, name, {"text": "late word"}, k=1)[0]
+    assert [(hit["id"], hit["score"]) for hit in hits] == [("late", pytest.approx(1.0, abs=1e-5))]
+    assert inline.client.collection(name)["count"] == 6
