@@ -235,3 +235,19 @@ def test_a_change_that_was_computed_before_the_swap_is_made_on_what_serves_after
     hits = found(inline, name, {"text": "late word"}, k=1)[0]
     assert [(hit["id"], hit["score"]) for hit in hits] == [("late", pytest.approx(1.0, abs=1e-5))]
     assert inline.client.collection(name)["count"] == 6
+
+
+def test_a_collection_deleted_under_its_migration_ends_it_and_leaves_nothing(
+    inline: InlineStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = texts(inline, 5)
+
+    def delete_it(*_: Any) -> None:
+        assert inline.http.delete(f"/v1/collections/{name}").status_code == 204
+
+    monkeypatch.setattr("worker.operations.migrate._try_missing", delete_it)
+    job = migrate(inline, name, NEW)
+    assert (job["status"], job["error"]["code"]) == ("failed", "not_found")
+    with inline.runtime.db.read() as connection:
+        orphans = "SELECT count(*) FROM collections WHERE shadow_of NOT IN (SELECT id FROM collections)"
+        assert connection.exec_driver_sql(orphans).scalar() == 0

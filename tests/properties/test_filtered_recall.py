@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from revln.index.base import Base, IndexType
 from revln.index.build import build
 from revln.index.collection import CollectionIndex
+from revln.index.duplicates import Groups, approximate_pairs
 from revln.index.plan import make_plan
 from tests.collections import clustered, nobody
 
@@ -18,6 +19,9 @@ ROWS, DIM, K = 8_000, 24, 10
 VECTORS = clustered(ROWS, DIM, seed=11)
 SEQS = np.arange(1, ROWS + 1)
 QUERIES = clustered(60, DIM, seed=12)
+TWINS = 300  # of the first rows, written again much later
+VECTORS[-TWINS:] = VECTORS[:TWINS] + 0.01 * clustered(TWINS, DIM, seed=13)
+VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
 
 
 class Rows:
@@ -81,3 +85,13 @@ def test_recall_holds_at_every_selectivity(index: CollectionIndex, share: float,
 def test_a_batch_finds_what_its_queries_find_alone(index: CollectionIndex) -> None:
     together = index.search(QUERIES[:12], K, allowed=chosen(0.05, "anywhere"))
     assert together == [index.search(query[None], K, allowed=chosen(0.05, "anywhere"))[0] for query in QUERIES[:12]]
+
+
+def test_near_duplicates_are_found_by_asking_the_index(index: CollectionIndex) -> None:
+    groups = Groups(SEQS)
+    for left, right in approximate_pairs(index, SEQS, 0.99, lambda: None):
+        groups.join(left, right)
+    found = [group.tolist() for group in groups.found()]
+    expected = [[seq, ROWS - TWINS + seq] for seq in range(1, TWINS + 1)]
+    assert not [group for group in found if group not in expected]
+    assert len(found) >= 0.95 * TWINS
