@@ -202,7 +202,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
     ("metadata that is a list", {**embed(A_TEXT), "metadata": [1]}, "/metadata", ("dictionary",)),
     ("a delete with items", index(operation="delete", items=[A_TEXT]), "/input", ("delete", "ids", "items")),
     ("an upsert with ids", index(ids=["a"]), "/input", ("upsert", "items, manifest", "ids")),
-    ("an unknown operation", index(operation="drop", ids=["a"]), "/input/operation", ("'upsert' or 'delete'",)),
+    ("an unknown operation", index(operation="drop", ids=["a"]), "/input/operation", ("'upsert'", "'migrate'")),
     (
         "a caption of a text",
         {"kind": "caption", "input": {"items": [{"image": {"sha256": NOWHERE}}, A_TEXT]}},
