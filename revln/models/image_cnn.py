@@ -67,7 +67,9 @@ def _trunk() -> nn.Sequential:
                     padding=padding,  # type: ignore[arg-type]
                     groups=conv.groups,
                 )
-                nn.init.kaiming_normal_(new.weight, mode="fan_out")
+                # By what a filter reads: fan_out counts a depthwise convolution's groups in, and without norms its
+                # tiny weights would leave nothing of the picture.
+                nn.init.kaiming_normal_(new.weight, mode="fan_in")
                 nn.init.zeros_(cast(Tensor, new.bias))
                 block[i] = new
     return trunk
