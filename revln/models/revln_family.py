@@ -71,7 +71,7 @@ class _Collated:
     """A batch: what was sent to the device, and what the forward pass needs on this side."""
 
     sent: Arriving
-    kept: Any
+    kept: Sequence[Any]
 
 
 class RevlnModel:
@@ -100,10 +100,10 @@ class RevlnModel:
         return replace(prepared.options, seed=0) if operation is Operation.CAPTION else None
 
     def collate(self, operation: Operation, batch: Sequence[Any]) -> _Collated:
-        """Pictures go to the device as bytes. Lengths and prompts stay here: packing and padding want them here."""
+        """Pictures go to the device as bytes. Prompts stay here: padding wants them here."""
         if operation is Operation.EMBED_TEXT:
             ids, lengths = pad(batch)
-            return _Collated(self._transfer.send({"ids": ids}), lengths)
+            return _Collated(self._transfer.send({"ids": ids, "lengths": lengths}), batch)
         images = batch if operation is Operation.EMBED_IMAGE else [item.image for item in batch]
         return _Collated(self._transfer.send({"images": torch.stack(list(images))}), batch)
 
@@ -113,7 +113,7 @@ class RevlnModel:
         if operation is Operation.EMBED_IMAGE:
             return list(self.net.image.embed(self._places(sent["images"])).float().cpu())
         if operation is Operation.EMBED_TEXT:
-            return list(self.net.text(sent["ids"], collated.kept).float().cpu())
+            return list(self.net.text(sent["ids"], sent["lengths"]).float().cpu())
         return self._forward_captions(collated.kept, sent["images"])
 
     def forward(self, operation: Operation, batch: Sequence[Any]) -> Sequence[Any]:

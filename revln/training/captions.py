@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,16 @@ from revln.models.tokenizer import EOS, PAD, Tokenizer
 from revln.training.pixels import Augment, View
 from revln.training.stage import Stage, rng_of
 
-__all__ = ["CaptionData", "Prompter", "caption_loss", "caption_stage", "language_stage", "target"]
+__all__ = [
+    "CaptionData",
+    "DecoderTraining",
+    "Prompter",
+    "caption_loss",
+    "caption_stage",
+    "language_stage",
+    "target",
+    "teacher_forced",
+]
 
 Ids = list[int]
 _LANGUAGE, _CAPTION = 3, 4  # in the keys of random generators
@@ -54,21 +64,31 @@ class Prompter:
         return self.tokenizer.prompt([captions[i] for i in chosen], self.each)
 
 
-def caption_loss(captioner: Captioner, seen: Tensor | None, prompts: Sequence[Ids], targets: Sequence[Ids]) -> Tensor:
-    """Mean negative log-likelihood of the targets' tokens and end tokens; the prompts' tokens cost nothing.
+def teacher_forced(
+    captioner: Captioner, seen: Tensor | None, prompts: Sequence[Ids], targets: Sequence[Ids]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One pass over B prompts and targets: (B, L, V) logits, (B, L) ids they should tell, (B, L) which of them count.
 
-    In training mode the likelihood is smoothed.
+    A target's end token counts too; L is the longest target with it.
     """
     device = captioner.position.device
     ids, mask = pad_left([[*prompt, *target, EOS] for prompt, target in zip(prompts, targets, strict=True)], PAD)
     ids, mask = ids.to(device), mask.to(device)
     lengths = torch.tensor([len(target) + 1 for target in targets], device=device)
     L = int(lengths.max())
-    logits = captioner.logits(ids[:, :-1], mask[:, :-1], seen, keep=L)  # (B, L, V)
+    logits = captioner.logits(ids[:, :-1], mask[:, :-1], seen, keep=L)
     # Rows end in the same column, so a target is the last len + 1 columns of its row.
-    real = torch.arange(L, device=device)[None, :] >= L - lengths[:, None]  # (B, L)
+    return logits.float(), ids[:, -L:], torch.arange(L, device=device)[None, :] >= L - lengths[:, None]
+
+
+def caption_loss(captioner: Captioner, seen: Tensor | None, prompts: Sequence[Ids], targets: Sequence[Ids]) -> Tensor:
+    """Mean negative log-likelihood of the targets' tokens and end tokens; the prompts' tokens cost nothing.
+
+    In training mode the likelihood is smoothed.
+    """
+    logits, ids, real = teacher_forced(captioner, seen, prompts, targets)
     smoothing = _SMOOTHING if captioner.training else 0.0
-    return F.cross_entropy(logits[real].float(), ids[:, -L:][real], label_smoothing=smoothing)
+    return F.cross_entropy(logits[real], ids[real], label_smoothing=smoothing)
 
 
 def language_stage(
@@ -101,43 +121,60 @@ class CaptionData:
     pool: int
 
 
-def caption_stage(
-    net: RevlnNet,
-    data: CaptionData,
-    prompter: Prompter,
-    augment: Augment,
-    *,
-    epochs: int,
-    batch: int,
-    seed: int,
-    validate: Callable[[], dict[str, float]],
-    device: torch.device,
-) -> Stage:
-    """The decoder alone, over the trained trunk; a pass tells two captions of each picture, of one view of it."""
+@dataclass(frozen=True, slots=True)
+class DecoderTraining:
+    """What the stages of the decoder over the trained trunk share: the best epoch is chosen by dev's CIDEr."""
+
+    net: RevlnNet
+    data: CaptionData
+    prompter: Prompter
+    augment: Augment
+    batch: int  # pictures
+    seed: int
+    validate: Callable[[], dict[str, float]]
+    device: torch.device
+
+    def view(self, rng: np.random.Generator, pictures: npt.NDArray[np.int64]) -> View:
+        return self.augment.draw(rng, self.data.images[pictures], self.data.mirror[pictures])
+
+    @torch.no_grad()
+    def places(self, view: View) -> Tensor:
+        """(B, P, C) of the trunk, which these stages leave as it is."""
+        with torch.autocast(self.device.type, enabled=self.device.type != "cpu", dtype=torch.bfloat16):
+            return self.net.image.places(self.augment(view, self.device))
+
+    def stage(
+        self, name: str, epochs: int, lr: float, draw: Callable[[int, int], Any], loss: Callable[[Any], Tensor]
+    ) -> Stage:
+        captioner = self.net.captioner
+        parameters = [{"params": list(captioner.parameters()), "lr": lr}]
+        steps = max(1, len(self.data.captions) // self.batch)
+        return Stage(
+            name, epochs, steps, parameters, {"captioner": captioner}, draw, loss, self.validate, best_by="cider"
+        )
+
+
+def caption_stage(training: DecoderTraining, epochs: int) -> Stage:
+    """A pass tells two captions of each picture, of one view of it."""
+    data, prompter, captioner, seed = training.data, training.prompter, training.net.captioner, training.seed
 
     def example(rng: np.random.Generator, i: int) -> _Example:
         told = data.captions[i][int(rng.integers(len(data.captions[i])))]
         return _Example(i, prompter(rng, data.evidence[i], data.pool), target(prompter.tokenizer, told))
 
-    bucketed = _Bucketed((seed, _CAPTION), len(data.captions), batch, example)
+    bucketed = _Bucketed((seed, _CAPTION), len(data.captions), training.batch, example)
 
     def draw(epoch: int, step: int) -> tuple[View, list[_Example]]:
         rows, rng = bucketed(epoch, step), rng_of(seed, _CAPTION, epoch, step, 1)
-        pictures = np.array([row.picture for row in rows])
-        view = augment.draw(rng, data.images[pictures], data.mirror[pictures])
+        view = training.view(rng, np.array([row.picture for row in rows]))
         return view, [*rows, *(example(rng, row.picture) for row in rows)]
 
     def loss(item: tuple[View, list[_Example]]) -> Tensor:
         view, rows = item
-        with torch.no_grad(), torch.autocast(device.type, enabled=device.type != "cpu", dtype=torch.bfloat16):
-            places = net.image.places(augment(view, device))
-        seen = net.captioner.look(places).repeat(2, 1, 1)
-        return caption_loss(net.captioner, seen, [row.prompt for row in rows], [row.target for row in rows])
+        seen = captioner.look(training.places(view)).repeat(2, 1, 1)
+        return caption_loss(captioner, seen, [row.prompt for row in rows], [row.target for row in rows])
 
-    parameters = [{"params": list(net.captioner.parameters()), "lr": 6e-4}]
-    modules: dict[str, nn.Module] = {"captioner": net.captioner}
-    steps = max(1, len(data.captions) // batch)
-    return Stage("caption", epochs, steps, parameters, modules, draw, loss, validate, best_by="cider")
+    return training.stage("caption", epochs, 6e-4, draw, loss)
 
 
 @dataclass(frozen=True, slots=True)

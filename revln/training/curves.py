@@ -10,9 +10,9 @@ import click
 __all__ = ["Curves"]
 
 _COLUMNS = ("stage", "epoch", "seconds", "loss", "dev_loss",
-            "i2t_r1", "i2t_r10", "t2i_r1", "t2i_r10", "recall", "bleu4", "cider", "cider_bare", "reward")  # fmt: skip
-# Shown by the right-hand scale.
-_RIGHT = frozenset({"i2t_r1", "i2t_r10", "t2i_r1", "t2i_r10", "bleu4", "cider", "cider_bare", "reward"})
+            "i2t_r1", "i2t_r10", "t2i_r1", "t2i_r10", "recall", "bleu4", "cider", "cider_bare")  # fmt: skip
+# Losses go by the left-hand scale, the rest, which is never both recalls and captions, by the right-hand one.
+_LOSSES = frozenset({"loss", "dev_loss"})
 
 
 class Curves:
@@ -54,14 +54,15 @@ class Curves:
                 points = [(int(row["epoch"]), float(row[name])) for row in mine if row[name]]
                 if not points:
                     continue
-                percent = name.endswith("r10")
-                # Recall has its own scale, made when the first of its two curves comes.
+                # Made when the first of its curves comes.
                 right = next((a for a in figure.axes if a.get_label() == stage), None)
-                if percent and right is None:
+                if name not in _LOSSES and right is None:
                     right = axis.twinx()
-                    right.set(label=stage, ylabel="Recall@10, % (dashed)")
-                target = right if percent and right is not None else axis
-                target.plot(*zip(*points, strict=True), ".--" if percent else ".-", label=name)
+                    right.set(label=stage, ylabel="dashed")
+                target = axis if name in _LOSSES or right is None else right
+                target.plot(*zip(*points, strict=True), ".-" if name in _LOSSES else ".--", label=name)
+                if target is right:
+                    right.legend(loc="center right")
             axis.set(title=stage, xlabel="epoch", ylabel="loss")
             axis.legend(loc="upper right")
         figure.tight_layout()

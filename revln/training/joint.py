@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,7 @@ from revln.models.text_gru import TextEncoder, pad
 from revln.training.captions import caption_loss
 from revln.training.contrast import Scale, contrastive_loss
 from revln.training.pixels import Augment, View
-from revln.training.stage import Stage, rng_of
+from revln.training.stage import Stage, rng_of, rows_of
 
 __all__ = ["JointData", "JointOptions", "joint_stage", "text_stage"]
 
@@ -64,7 +63,7 @@ def text_stage(
     scale = Scale().to(device)
 
     def draw(epoch: int, step: int) -> list[Ids]:
-        chosen = _chosen((seed, _TEXT, epoch), len(usable), batch, step)
+        chosen = rows_of((seed, _TEXT, epoch), len(usable), batch, step)
         return _pairs(rng_of(seed, _TEXT, epoch, step), [usable[i] for i in chosen])
 
     groups = [{"params": [*text.parameters(), *scale.parameters()], "lr": 1e-3}]
@@ -100,7 +99,7 @@ def joint_stage(
 
     def draw(epoch: int, step: int) -> _Batch:
         rng = rng_of(options.seed, _JOINT, epoch, step)
-        chosen = _chosen((options.seed, _JOINT, epoch), len(data.captions), options.batch, step)
+        chosen = rows_of((options.seed, _JOINT, epoch), len(data.captions), options.batch, step)
         picks = [rng.permutation(len(data.captions[i]))[: options.each] for i in chosen]
         rows = [data.captions[i][j] for i, pick in zip(chosen, picks, strict=True) for j in pick]
         owner = np.repeat(np.arange(len(chosen)), [len(pick) for pick in picks])
@@ -108,7 +107,7 @@ def joint_stage(
         if usable and options.extra_texts > 0:
             some = rng.choice(len(usable), min(len(usable), options.batch), replace=False)
             extra = _pairs(rng, [usable[i] for i in some])
-        view = augment.draw(rng, data.images[np.sort(chosen)][np.argsort(np.argsort(chosen))], data.mirror[chosen])
+        view = augment.draw(rng, data.images[chosen], data.mirror[chosen])
         first = [data.captions[i][pick[0]] for i, pick in zip(chosen[:told], picks[:told], strict=True)]
         return _Batch(view, rows, torch.from_numpy(owner).to(device), first, extra)
 
@@ -165,13 +164,3 @@ def _pairs(rng: np.random.Generator, groups: Sequence[Sequence[Ids]]) -> list[Id
     """Two captions of each: all the first ones, then all the second ones."""
     pairs = [rng.choice(len(group), 2, replace=False) for group in groups]
     return [group[pair[side]] for side in (0, 1) for group, pair in zip(groups, pairs, strict=True)]
-
-
-@lru_cache(maxsize=4)
-def _order(key: tuple[int, ...], n: int) -> npt.NDArray[np.int64]:
-    return rng_of(*key).permutation(n)
-
-
-def _chosen(key: tuple[int, ...], n: int, batch: int, step: int) -> npt.NDArray[np.int64]:
-    """Whole batches only: a short one has fewer negatives and so another loss. Fewer than one batch is one batch."""
-    return _order(key, n)[step * batch : (step + 1) * batch]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from revln.models.revln_card import TOKENIZER_FILE, RevlnConfig
 from revln.models.revln_family import RevlnNet
 from revln.models.tokenizer import Tokenizer, train_tokenizer
 from revln.training.calibrate import evidence_threshold, match_thresholds
-from revln.training.captions import CaptionData, Prompter, caption_stage, language_stage
+from revln.training.captions import CaptionData, DecoderTraining, Prompter, caption_stage, language_stage
 from revln.training.contrast import dev_recall, embed_images, embed_texts
 from revln.training.curves import Curves
 from revln.training.data import Pictures, read_captions, read_extra_captions
@@ -147,20 +148,22 @@ class _Training:
     def _captions(self) -> None:
         options = self.options
         data, dev = self._evidence()
-        settings: dict[str, Any] = {
-            "batch": max(1, options.batch // 2),
-            "seed": options.seed,
-            "validate": lambda: dev.figures(self.net.captioner),
-            "device": self.device,
-        }
-        views = Augment(self.config.image_size, _CAPTION_LEAST)
+        training = DecoderTraining(
+            self.net,
+            data,
+            self.prompter,
+            Augment(self.config.image_size, _CAPTION_LEAST),
+            batch=max(1, options.batch // 2),
+            seed=options.seed,
+            validate=lambda: dev.figures(self.net.captioner),
+            device=self.device,
+        )
         for make, epochs in (
             (caption_stage, options.caption_epochs),
             (self_critical_stage, options.self_critical_epochs),
         ):
             if epochs:
-                stage = make(self.net, data, self.prompter, views, epochs=epochs, **settings)
-                run_stage(stage, self.schedule, self.curves)
+                run_stage(make(training, epochs), self.schedule, self.curves)
 
     def _evidence(self) -> tuple[CaptionData, DevCaptions]:
         """The captions of the other pictures, and those without pictures, are what training retrieves from."""
@@ -168,8 +171,7 @@ class _Training:
         if self.options.extra_evidence:
             more = [text for group in self.extra for text in group]
             texts, owner = texts + more, owner + [-1] * len(more)
-        ids = [self.tokenizer.encode(text)[:_TRAIN_TOKENS] for text in texts]
-        vectors = embed_texts(self.net.text, ids, self.device)
+        vectors = embed_texts(self.net.text, self._ids(texts), self.device)
         images, dev = (embed_images(self.net.image, part, self.device) for part in (self.images, self.dev_images))
         shown, shown_dev = (
             [[texts[j] for j in row] for row in nearest_captions(part, vectors, of, _KEPT_EVIDENCE)]
@@ -200,7 +202,7 @@ class _Training:
             train_tokenizer(texts, _config(self.options).vocab_size).write(path)
         return Tokenizer.read(path)
 
-    def _ids(self, captions: tuple[str, ...]) -> list[list[int]]:
+    def _ids(self, captions: Sequence[str]) -> list[list[int]]:
         return [self.tokenizer.encode(text)[:_TRAIN_TOKENS] for text in captions]
 
     def _export(self) -> None:

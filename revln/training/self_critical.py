@@ -6,23 +6,21 @@ reward of the picture's other samples (Luo, A Better Variant of Self-Critical Se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from revln.models.base import CaptionOptions
 from revln.models.captioner import Captioner
-from revln.models.decoding import Row, pad_left
-from revln.models.revln_family import RevlnNet
-from revln.models.tokenizer import EOS, PAD
-from revln.training.captions import CaptionData, Prompter
+from revln.models.decoding import Row
+from revln.training.captions import DecoderTraining, teacher_forced
 from revln.training.metrics import Cider, tokenize
-from revln.training.pixels import Augment, View
-from revln.training.stage import Stage, rng_of
+from revln.training.pixels import View
+from revln.training.stage import Stage, rng_of, rows_of
 
 __all__ = ["advantages", "self_critical_stage"]
 
@@ -34,51 +32,36 @@ _SAMPLES = 5
 _SAMPLING = CaptionOptions(num_beams=1, num_captions=_SAMPLES, temperature=1.0, top_p=1.0)
 
 
-def self_critical_stage(
-    net: RevlnNet,
-    data: CaptionData,
-    prompter: Prompter,
-    augment: Augment,
-    *,
-    epochs: int,
-    batch: int,
-    seed: int,
-    validate: Callable[[], dict[str, float]],
-    device: torch.device,
-) -> Stage:
+def self_critical_stage(training: DecoderTraining, epochs: int) -> Stage:
     """One prompt a picture and pass, `_SAMPLES` captions of it; the words' weights are those of the training split."""
-    captioner, tokenizer = net.captioner, prompter.tokenizer
+    data, prompter, captioner, seed = training.data, training.prompter, training.net.captioner, training.seed
     references = [[tokenize(text) for text in texts] for texts in data.captions]
     cider = Cider(references)
 
     def draw(epoch: int, step: int) -> _Batch:
-        order = rng_of(seed, _SELF_CRITICAL, epoch).permutation(len(references))
-        pictures = order[step * batch : (step + 1) * batch]
+        pictures = rows_of((seed, _SELF_CRITICAL, epoch), len(references), training.batch, step)
         rng = rng_of(seed, _SELF_CRITICAL, epoch, step)
-        view = augment.draw(rng, data.images[pictures], data.mirror[pictures])
+        view = training.view(rng, pictures)
         prompts = [prompter(rng, data.evidence[i], data.pool) for i in pictures]
         return view, pictures.tolist(), prompts, rng.integers(2**62, size=len(pictures)).tolist()
 
     def loss(item: _Batch) -> Tensor:
         view, pictures, prompts, seeds = item
+        places = training.places(view)
+        captioner.eval()  # samples of the decoder that is served, without dropout
+        rows = [Row(prompt, seed=seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         with torch.no_grad():
-            with torch.autocast(device.type, enabled=device.type != "cpu", dtype=torch.bfloat16):
-                places = net.image.places(augment(view, device))
-            captioner.eval()  # samples of the decoder that is served, without dropout
-            rows = [Row(prompt, seed=seed) for prompt, seed in zip(prompts, seeds, strict=True)]
             several = captioner.generate(captioner.look(places), rows, _SAMPLING)
-            told = [list(one.ids) for samples in several for one in samples]
+        told = [list(one.ids) for samples in several for one in samples]
         rewards = [
-            cider.of(tokenize(tokenizer.decode(row)), references[pictures[i // _SAMPLES]]) for i, row in enumerate(told)
+            cider.of(tokenize(prompter.tokenizer.decode(row)), references[pictures[i // _SAMPLES]])
+            for i, row in enumerate(told)
         ]
         advantage = advantages(np.array(rewards), _SAMPLES)
         likely = _log_likelihood(captioner, captioner.look(places), prompts, told)
         return -(torch.from_numpy(advantage).to(likely) * likely).mean()
 
-    parameters = [{"params": list(captioner.parameters()), "lr": 5e-5}]
-    modules: dict[str, nn.Module] = {"captioner": captioner}
-    steps = max(1, len(references) // batch)
-    return Stage("self-critical", epochs, steps, parameters, modules, draw, loss, validate, best_by="cider")
+    return training.stage("self-critical", epochs, 5e-5, draw, loss)
 
 
 def advantages(rewards: npt.NDArray[np.float64], samples: int) -> npt.NDArray[np.float32]:
@@ -91,12 +74,7 @@ def advantages(rewards: npt.NDArray[np.float64], samples: int) -> npt.NDArray[np
 def _log_likelihood(captioner: Captioner, seen: Tensor, prompts: Sequence[Ids], told: Sequence[Ids]) -> Tensor:
     """Mean log-probability of a caption's tokens and its end, of each of the (B · samples,) captions."""
     owner = [i // _SAMPLES for i in range(len(told))]
-    ids, mask = pad_left([[*prompts[i], *row, EOS] for i, row in zip(owner, told, strict=True)], PAD)
-    ids, mask = ids.to(seen.device), mask.to(seen.device)
-    lengths = torch.tensor([len(row) + 1 for row in told], device=seen.device)
-    L = int(lengths.max())
-    logits = captioner.logits(ids[:, :-1], mask[:, :-1], seen[owner], keep=L)  # (B, L, V)
-    real = torch.arange(L, device=seen.device)[None, :] >= L - lengths[:, None]  # (B, L)
-    losses = F.cross_entropy(logits.float().transpose(1, 2), ids[:, -L:], reduction="none")  # (B, L)
+    logits, ids, real = teacher_forced(captioner, seen[owner], [prompts[i] for i in owner], told)
+    losses = F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")  # (B, L)
     # By the batch's mean length and not each row's own: a mean over its own tokens would reward babble.
-    return -(losses * real).sum(dim=1) / lengths.float().mean()
+    return -(losses * real).sum(dim=1) / real.sum(dim=1).float().mean()

@@ -13,10 +13,12 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -24,7 +26,7 @@ from tqdm import tqdm
 from revln.training.curves import Curves
 from revln.training.progress import Progress
 
-__all__ = ["Schedule", "Stage", "rng_of", "run_stage"]
+__all__ = ["Schedule", "Stage", "rng_of", "rows_of", "run_stage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,19 @@ class Stage:
 def rng_of(*key: int) -> np.random.Generator:
     """A generator that hangs on the key alone: (seed, stage's number, epoch, step)."""
     return np.random.default_rng(key)
+
+
+@lru_cache(maxsize=4)
+def _order(key: tuple[int, ...], n: int) -> npt.NDArray[np.int64]:
+    return rng_of(*key).permutation(n)
+
+
+def rows_of(key: tuple[int, ...], n: int, batch: int, step: int) -> npt.NDArray[np.int64]:
+    """Which of n rows a step of the epoch ``key`` sees.
+
+    Whole batches only: a short one has fewer negatives and so another loss. Fewer than one batch is one batch.
+    """
+    return _order(key, n)[step * batch : (step + 1) * batch]
 
 
 def run_stage(stage: Stage, schedule: Schedule, curves: Curves) -> None:
