@@ -38,7 +38,8 @@ class _StopRequested(BaseException):
 class Supervisor:
     """A context in which parts run. Leaving it, in whatever way, stops them all.
 
-    Inside it SIGINT, SIGTERM and SIGHUP end whatever waits here; a second one kills every part at once and exits.
+    Inside it SIGINT, SIGTERM and SIGHUP end whatever waits here; a second one kills every part at once and exits. Once
+    it has been left because of a signal, they are ignored: the process is about to end.
     """
 
     def __init__(self, log: LogStream, env: Mapping[str, str]) -> None:
@@ -72,7 +73,11 @@ class Supervisor:
             self._kill_all()
             signal.set_wakeup_fd(self._old_wakeup)
             for signum, handler in self._old_handlers.items():
-                signal.signal(signum, handler)
+                # The second signal of one Ctrl-C may come this late, on a busy machine: with the old handler (the default
+                # one) it would kill a process that is ending well. Ignored by the kernel, because Python's own handlers
+                # are gone during the interpreter's last steps.
+                late = kind is _StopRequested and signum != signal.SIGCHLD
+                signal.signal(signum, signal.SIG_IGN if late else handler)
             self._wake_r.close()
             self._wake_w.close()
         return kind is _StopRequested

@@ -51,7 +51,7 @@ def gone(pid: int) -> bool:
 
 
 HEAD = """
-import os, sys
+import atexit, os, signal, sys
 from revln.supervisor import LogStream, Part, Supervisor
 log = LogStream(sys.stderr)
 with Supervisor(log, os.environ) as supervisor:
@@ -162,6 +162,19 @@ def test_two_signals_of_one_ctrl_c_count_as_one(outside: Callable[[str], Outside
     stack.read_until("| up")
     stack.process.send_signal(signal.SIGINT)
     stack.process.send_signal(signal.SIGTERM)
+    assert stack.end() == 0
+
+
+def test_a_second_signal_that_comes_when_all_has_stopped_changes_nothing(outside: Callable[[str], Outside]) -> None:
+    """The sender may be slower than the stopping."""
+    stack = outside(
+        f"""
+        atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+        supervisor.start({part("polite", POLITE)})
+        """
+    )
+    stack.read_until("| up")
+    stack.process.send_signal(signal.SIGINT)
     assert stack.end() == 0
 
 
