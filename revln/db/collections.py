@@ -44,6 +44,7 @@ class Collection:
     """
 
     id: str
+    tenant: str
     name: str
     model: str
     model_fingerprint: str

@@ -41,6 +41,8 @@ class Job:
     """One row of ``jobs``."""
 
     id: str
+    tenant: str
+    key_id: str | None
     kind: str
     status: JobStatus
     priority: str

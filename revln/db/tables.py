@@ -25,6 +25,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 __all__ = [
+    "DEFAULT_TENANT",
+    "api_keys",
+    "audit",
     "chunks",
     "collections",
     "embeddings",
@@ -35,6 +38,8 @@ __all__ = [
     "model_orders",
     "results",
     "snapshots",
+    "tenants",
+    "uploads",
     "vectors",
     "workers",
 ]
@@ -52,6 +57,13 @@ _Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgres
 _Id = String(36)
 _Sha256 = String(64)
 
+# Whose everything is that was there before there were tenants, and what is done without a key.
+DEFAULT_TENANT = "default"
+
+
+def _tenant() -> Column[str]:
+    return Column("tenant", String(64), nullable=False, server_default=text(f"'{DEFAULT_TENANT}'"))
+
 
 def _count(name: str) -> Column[int]:
     return Column(name, BigInteger, nullable=False, server_default=text("0"))
@@ -61,6 +73,8 @@ jobs = Table(
     "jobs",
     metadata,
     Column("id", _Id, primary_key=True),
+    _tenant(),
+    Column("key_id", _Id),  # of the API key that handed it in, if one did
     Column("kind", String(32), nullable=False),
     Column("status", String(16), nullable=False),
     Column("priority", String(16), nullable=False),
@@ -90,8 +104,8 @@ jobs = Table(
     Column("deadline_at", Double),
     Column("retention_s", Double, nullable=False),
     Column("expires_at", Double),
-    Index("uq_jobs_idempotency_key", "idempotency_key", unique=True),
-    Index("ix_jobs_created_at_id", "created_at", "id"),
+    Index("uq_jobs_tenant_idempotency_key", "tenant", "idempotency_key", unique=True),
+    Index("ix_jobs_tenant_created_at_id", "tenant", "created_at", "id"),
     Index("ix_jobs_status_deadline_at", "status", "deadline_at"),
     Index("ix_jobs_expires_at", "expires_at"),
 )
@@ -163,6 +177,7 @@ collections = Table(
     "collections",
     metadata,
     Column("id", _Id, primary_key=True),  # a collection made again under an old name is another collection
+    _tenant(),
     Column("name", String(64), nullable=False),
     Column("model", String(128), nullable=False),
     Column("model_fingerprint", String(128), nullable=False),
@@ -177,7 +192,7 @@ collections = Table(
     Column("shadow_of", _Id),
     Column("shadow_role", String(16)),
     Column("shadow_seq", BigInteger),
-    Index("uq_collections_name", "name", unique=True),
+    Index("uq_collections_tenant_name", "tenant", "name", unique=True),
 )
 
 snapshots = Table(
@@ -226,6 +241,60 @@ items = Table(
     Column("collection_id", _Id, ForeignKey("collections.id", ondelete="CASCADE"), primary_key=True),
     Column("item_id", String(512), primary_key=True),
     Column("seq", BigInteger, nullable=False),  # the live row of the log
+)
+
+# What was uploaded, by whom. The bytes are stored once, whoever brings them; without a row here they are not there.
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("sha256", _Sha256, primary_key=True),
+    Column("kind", String(16), primary_key=True),  # image | manifest
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("last_used_at", Double, nullable=False),  # to the hour: revln/db/uploads.py
+    Index("ix_uploads_kind_sha256", "kind", "sha256"),
+    Index("ix_uploads_last_used_at", "last_used_at"),
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("created_at", Double, nullable=False),  # what was uploaded before the default one was, is that one's
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", _Id, primary_key=True),  # the middle of rvl_<id>_<secret>
+    Column("tenant", String(64), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("sha256", _Sha256, nullable=False),  # of the secret, which is kept nowhere
+    Column("scopes", _Json, nullable=False),  # some of submit, read, admin
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
+    Column("last_used_at", Double),  # to the minute
+    # Quotas of this key; none: the setting's.
+    Column("max_queued_items", BigInteger),
+    Column("max_queued_bytes", BigInteger),
+    Column("requests_per_s", Double),
+    Index("ix_api_keys_tenant_id", "tenant", "id"),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("created_at", Double, nullable=False),
+    Column("who", String(128), nullable=False),  # a key's id, or who acted without one
+    Column("tenant", String(64), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("what", String(640), nullable=False),
+    Column("address", String(64)),  # of the client, if it came over the network
+    Index("ix_audit_tenant_id", "tenant", "id"),
+    Index("ix_audit_created_at", "created_at"),
 )
 
 # Written by the API, read by every worker: revln/db/model_orders.py.

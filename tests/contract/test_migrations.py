@@ -7,7 +7,7 @@ from typing import Any
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 
 from revln.db.engine import Database
 from revln.db.migrate import alembic_config, upgrade
@@ -35,3 +35,22 @@ def test_downgrading_leaves_nothing_behind(database_url: str, db: Database) -> N
         assert set(inspect(connection).get_table_names()) <= {"alembic_version"}
     upgrade(Settings(database_url=database_url))
     assert _differences(db) == []
+
+
+def test_what_was_there_before_tenants_is_the_default_ones(database_url: str, db: Database) -> None:
+    command.downgrade(alembic_config(database_url), "0004")
+    job = {"id": "j", "kind": "embed", "status": "queued", "priority": "normal", "input": "{}", "metadata": "{}"}
+    rows = {
+        "jobs": {**job, "created_at": 1.0, "retention_s": 1.0, "idempotency_key": "k"},
+        "collections": {"id": "c", "name": "photos", "model": "m", "model_fingerprint": "f", "dim": 4,
+                        "metadata": "{}", "created_at": 1.0, "updated_at": 1.0},
+    }  # fmt: skip
+    with db.write() as connection:
+        for table, row in rows.items():
+            columns = ", ".join(row)
+            values = ", ".join(f":{name}" for name in row)
+            connection.execute(text(f"INSERT INTO {table} ({columns}) VALUES ({values})"), row)
+    upgrade(Settings(database_url=database_url))
+    with db.read() as connection:
+        for table in rows:
+            assert connection.scalars(text(f"SELECT tenant FROM {table}")).all() == ["default"]
