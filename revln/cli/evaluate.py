@@ -13,7 +13,7 @@ from revln.models.base import Model
 from revln.models.registry import ModelCatalog
 from revln.settings import ModelSettings
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "model_folder"]
 
 _DATA = Path("../shared/data/flickr8k")
 _FILE = click.Path(path_type=Path)
@@ -49,12 +49,16 @@ def evaluate(model: str, retriever: str | None, device: str, dtype: str, compact
 
 def _load(model: str, device: str, dtype: str) -> Model:
     """Of whatever family its folder says."""
-    folder = _folder(model)
+    folder = model_folder(model)
     return ModelCatalog({folder.name: ModelSettings(source=str(folder), dtype=dtype)}).load(folder.name, device)
 
 
-def _folder(model: str) -> Path:
-    """A folder as it stands, or a name among the shipped weights."""
+def model_folder(model: str) -> Path:
+    """A folder as it stands, or a name among the shipped weights.
+
+    Raises:
+        ModelUnavailable: it is neither.
+    """
     shipped = Path(__file__).resolve().parents[1] / "weights"
     for folder in (Path(model), shipped / model):
         if folder.is_dir():

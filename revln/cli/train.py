@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from revln.cli.evaluate import model_folder
 from revln.errors import RevlnError
 
 __all__ = ["train"]
@@ -31,6 +32,11 @@ _FILE = click.Path(path_type=Path)
 @click.option("--split-train", default="train", show_default=True)
 @click.option("--split-dev", default="dev", show_default=True)
 @click.option("--backbone", type=_FILE, help="MobileNetV2 state dict (.safetensors); without one, random weights")
+@click.option(
+    "--init",
+    metavar="NAME|DIR",
+    help="a trained model to go on from, in place of --backbone: its sizes, words, weights",
+)
 @click.option("--extra-captions", type=_FILE, help="captions without pictures (.tsv or .tsv.gz), for the language")
 @click.option(
     "--extra-evidence/--no-extra-evidence",
@@ -48,6 +54,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--caption-epochs", default=10, show_default=True, help="passes of the decoder over the pictures")
 @click.option("--self-critical-epochs", default=3, show_default=True, help="passes that reward CIDEr; 0: none")
 @click.option("--patience", default=5, show_default=True, help="epochs without a better dev figure that end a stage")
+@click.option("--learning-rate", default=1.0, show_default=True, help="factor on the stages' learning rates")
 @click.option("--batch", default=128, show_default=True, help="pictures in a step of the joint space")
 @click.option("--train-size", default=160, show_default=True, help="pixels of a view in the joint space's training")
 @click.option(
@@ -64,12 +71,12 @@ _FILE = click.Path(path_type=Path)
 @click.option("--bf16/--fp32", default=False, help="bfloat16 matrix products; faster where the CPU or GPU has them")
 @click.option("--save-every-s", default=300.0, show_default=True, help="seconds of work that a kill may cost")
 @click.option("--time-limit-s", type=float, help="begin no step after so many seconds; what is there is written")
-def train(**options: Any) -> None:
+def train(init: str | None, **options: Any) -> None:
     """Train a model; OUT is then usable as one."""
     try:
         from revln.training.options import TrainOptions
         from revln.training.run import train as run
 
-        run(TrainOptions(**options))
+        run(TrainOptions(init=None if init is None else model_folder(init), **options))
     except RevlnError as err:
         raise click.ClickException(err.message) from err

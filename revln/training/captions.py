@@ -28,6 +28,7 @@ __all__ = [
     "CaptionData",
     "DecoderTraining",
     "Prompter",
+    "Retrieved",
     "caption_loss",
     "caption_stage",
     "language_stage",
@@ -111,14 +112,25 @@ def language_stage(
 
 
 @dataclass(frozen=True, slots=True)
+class Retrieved:
+    """What one store gave for each picture, best first, and from how many of the first a prompt is drawn."""
+
+    captions: Sequence[Sequence[str]]
+    pool: int
+
+
+@dataclass(frozen=True, slots=True)
 class CaptionData:
-    """Pictures, their captions, and for each the captions retrieved for it, best first; ``pool`` of them are drawn."""
+    """Pictures, their captions, and what was retrieved for them from each store; a prompt is of one of them."""
 
     images: npt.NDArray[np.uint8]
     mirror: npt.NDArray[np.bool_]
     captions: Sequence[Sequence[str]]
-    evidence: Sequence[Sequence[str]]
-    pool: int
+    stores: Sequence[Retrieved]
+
+    def prompt(self, prompter: Prompter, rng: np.random.Generator, picture: int) -> Ids:
+        store = self.stores[int(rng.integers(len(self.stores)))]
+        return prompter(rng, store.captions[picture], store.pool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +172,7 @@ def caption_stage(training: DecoderTraining, epochs: int) -> Stage:
 
     def example(rng: np.random.Generator, i: int) -> _Example:
         told = data.captions[i][int(rng.integers(len(data.captions[i])))]
-        return _Example(i, prompter(rng, data.evidence[i], data.pool), target(prompter.tokenizer, told))
+        return _Example(i, data.prompt(prompter, rng, i), target(prompter.tokenizer, told))
 
     bucketed = _Bucketed((seed, _CAPTION), len(data.captions), training.batch, example)
 

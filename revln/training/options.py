@@ -19,11 +19,13 @@ class TrainOptions:
     split_train: str = "train"
     split_dev: str = "dev"
     backbone: Path | None = None  # None: random weights, for tests
+    init: Path | None = None  # a trained model's folder to go on from: its sizes, words and weights
     extra_captions: Path | None = None
     cache: Path | None = None  # None: <out>/state
     config: Path | None = None  # a JSON file of RevlnConfig's settings; None: the defaults
     license: str = "not stated by whoever trained it"
     seed: int = 0
+    learning_rate: float = 1.0  # factor on every stage's rates
     text_epochs: int = 6
     language_epochs: int = 2
     joint_epochs: int = 14

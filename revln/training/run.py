@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -18,10 +18,10 @@ from revln.errors import ValidationFailed
 from revln.models.image_cnn import load_backbone
 from revln.models.memory import keep_freed_memory
 from revln.models.revln_card import TOKENIZER_FILE, RevlnConfig
-from revln.models.revln_family import RevlnNet
+from revln.models.revln_family import RevlnNet, load
 from revln.models.tokenizer import Tokenizer, train_tokenizer
 from revln.training.calibrate import evidence_threshold, match_thresholds
-from revln.training.captions import CaptionData, DecoderTraining, Prompter, caption_stage, language_stage
+from revln.training.captions import CaptionData, DecoderTraining, Prompter, Retrieved, caption_stage, language_stage
 from revln.training.contrast import dev_recall, embed_images, embed_texts
 from revln.training.curves import Curves
 from revln.training.data import Pictures, read_captions, read_extra_captions
@@ -48,7 +48,8 @@ def train(options: TrainOptions) -> None:
     """Run what is still to be run, and write the checkpoint folder after the joint space and at the end.
 
     Raises:
-        ValidationFailed: a file of the data is missing or malformed.
+        ValidationFailed: a file of the data is missing or malformed, or two options contradict each other.
+        ModelUnavailable: the model to go on from cannot be read.
     """
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -57,11 +58,22 @@ def train(options: TrainOptions) -> None:
     _Training(options).run()
 
 
+@dataclass(frozen=True, slots=True)
+class _Space:
+    """Where the trained encoders put the pictures of both splits, and the captions of the training's: float32."""
+
+    images: npt.NDArray[np.float32]
+    dev: npt.NDArray[np.float32]
+    texts: npt.NDArray[np.float32]
+
+
 class _Training:
     """The state that the stages share."""
 
     def __init__(self, options: TrainOptions) -> None:
         self.options = options
+        if options.init and (options.backbone or options.config):
+            raise ValidationFailed("--init brings its own backbone and sizes; leave out --backbone and --config")
         self.train = read_captions(options.data, options.split_train)
         self.dev = read_captions(options.data_dev or options.data, options.split_dev)
         if options.data_dev is None and self.dev[0].split is None:
@@ -70,17 +82,29 @@ class _Training:
         options.out.mkdir(parents=True, exist_ok=True)
         self.state = options.out / "state"
         self.state.mkdir(exist_ok=True)
-        self.tokenizer = self._tokenizer()
-        self.config = replace(_config(options), vocab_size=self.tokenizer.size, license=options.license)
         self.device = torch.device(_device(options.device))
-        self.net = RevlnNet(self.config)
+        if options.init:
+            start = load("init", options.init, "cpu")
+            self.config, self.net, self.tokenizer = start.config, start.net.requires_grad_(True), start.tokenizer
+        else:
+            self.tokenizer = self._tokenizer()
+            self.config = replace(_config(options), vocab_size=self.tokenizer.size)
+            self.net = RevlnNet(self.config)
+        self.config = replace(self.config, license=options.license)
         if options.backbone:
             _load_backbone(self.net, options)
         self.net.to(self.device)
         self.net.image.to(memory_format=torch.channels_last)
         deadline = time.monotonic() + (options.time_limit_s or math.inf)
         self.schedule = Schedule(
-            options.seed, self.device, options.bf16, self.state, options.save_every_s, options.patience, deadline
+            options.seed,
+            self.device,
+            options.bf16,
+            self.state,
+            options.save_every_s,
+            options.patience,
+            deadline,
+            options.learning_rate,
         )
         self.curves = Curves(options.out)
         self.prompter = Prompter(self.tokenizer, self.config.max_evidence, self.config.evidence_tokens)
@@ -94,15 +118,17 @@ class _Training:
         )
         self.mirror = np.array([may_be_mirrored(example.captions) for example in self.train])
         self._joint()
+        space = self._space()
+        self._calibrate(space)
         self._export()
-        self._captions()
+        self._captions(space)
         self._export()
         self.curves.draw()
 
     def _language(self) -> None:
-        """What captions without pictures teach: the GRUs and the decoder."""
+        """What captions without pictures teach: the GRUs and the decoder. A trained model knows it."""
         options = self.options
-        if not self.extra:
+        if not self.extra or options.init:
             return
         groups = [self._ids(group) for group in self.extra]
         # Four times the batch: a text costs a tenth of a picture, and negatives are what the stage lives on.
@@ -145,9 +171,9 @@ class _Training:
         )
         run_stage(stage, self.schedule, self.curves)
 
-    def _captions(self) -> None:
+    def _captions(self, space: _Space) -> None:
         options = self.options
-        data, dev = self._evidence()
+        data, dev = self._evidence(space)
         training = DecoderTraining(
             self.net,
             data,
@@ -165,33 +191,50 @@ class _Training:
             if epochs:
                 run_stage(make(training, epochs), self.schedule, self.curves)
 
-    def _evidence(self) -> tuple[CaptionData, DevCaptions]:
-        """The captions of the other pictures, and those without pictures, are what training retrieves from."""
-        texts, owner = _flat([list(example.captions) for example in self.train])
-        if self.options.extra_evidence:
+    def _evidence(self, space: _Space) -> tuple[CaptionData, DevCaptions]:
+        """The captions of the other pictures are one store; with those without pictures they are another.
+
+        A user's collection is of the style of its pictures, and may be small; so is the first store. The second, ten
+        times as large, has more that fits. Dev is asked with the first.
+        """
+        captions, told = ([example.captions for example in part] for part in (self.train, self.dev))
+        texts, owner = _flat([list(group) for group in captions])
+        stores = [self._retrieved(space, texts, space.texts, owner)]
+        if self.options.extra_evidence and self.extra:
             more = [text for group in self.extra for text in group]
-            texts, owner = texts + more, owner + [-1] * len(more)
-        vectors = embed_texts(self.net.text, self._ids(texts), self.device)
-        images, dev = (embed_images(self.net.image, part, self.device) for part in (self.images, self.dev_images))
+            vectors = np.concatenate([space.texts, embed_texts(self.net.text, self._ids(more), self.device)])
+            stores.append(self._retrieved(space, texts + more, vectors, owner + [-1] * len(more)))
+        data = CaptionData(self.images, self.mirror, captions, [store for store, _ in stores])
+        shown = stores[0][1]
+        return data, DevCaptions.of(self.net, self.dev_images, told, shown, self.prompter, self.device)
+
+    def _retrieved(
+        self, space: _Space, texts: list[str], vectors: npt.NDArray[np.float32], owner: list[int]
+    ) -> tuple[Retrieved, list[list[str]]]:
+        """From one store: for the training's pictures, and for dev's."""
         shown, shown_dev = (
             [[texts[j] for j in row] for row in nearest_captions(part, vectors, of, _KEPT_EVIDENCE)]
-            for part, of in ((images, owner), (dev, None))
+            for part, of in ((space.images, owner), (space.dev, None))
         )
-        captions, most = [example.captions for example in self.train], self.prompter.most
-        self._calibrate(dev, vectors[: sum(len(texts) for texts in captions)])
+        most = self.prompter.most
         wanted = fit([example.captions for example in self.dev], [row[:most] for row in shown_dev])
-        data = CaptionData(self.images, self.mirror, captions, shown, honest_pool(captions, shown, wanted, most))
-        references = [example.captions for example in self.dev]
-        return data, DevCaptions.of(self.net, self.dev_images, references, shown_dev, self.prompter, self.device)
+        pool = honest_pool([example.captions for example in self.train], shown, wanted, most)
+        return Retrieved(shown, pool), shown_dev
 
-    def _calibrate(self, images: npt.NDArray[np.float32], store: npt.NDArray[np.float32]) -> None:
+    def _space(self) -> _Space:
+        net, device = self.net, self.device
+        images, dev = (embed_images(net.image, part, device) for part in (self.images, self.dev_images))
+        texts, _ = _flat([self._ids(example.captions) for example in self.train])
+        return _Space(images, dev, embed_texts(net.text, texts, device))
+
+    def _calibrate(self, space: _Space) -> None:
         """On the dev split: what the served model says of a match, and of evidence that is too far."""
         ids, owner = _flat([self._ids(example.captions) for example in self.dev])
         texts = embed_texts(self.net.text, ids, self.device)
         self.config = replace(
             self.config,
-            match_min_score=match_thresholds(images, texts, owner),
-            evidence_min_score=evidence_threshold(images, store),
+            match_min_score=match_thresholds(space.dev, texts, owner),
+            evidence_min_score=evidence_threshold(space.dev, space.texts),
         )
 
     def _tokenizer(self) -> Tokenizer:

@@ -42,7 +42,7 @@ def self_critical_stage(training: DecoderTraining, epochs: int) -> Stage:
         pictures = rows_of((seed, _SELF_CRITICAL, epoch), len(references), training.batch, step)
         rng = rng_of(seed, _SELF_CRITICAL, epoch, step)
         view = training.view(rng, pictures)
-        prompts = [prompter(rng, data.evidence[i], data.pool) for i in pictures]
+        prompts = [data.prompt(prompter, rng, i) for i in pictures.tolist()]
         return view, pictures.tolist(), prompts, rng.integers(2**62, size=len(pictures)).tolist()
 
     def loss(item: _Batch) -> Tensor:

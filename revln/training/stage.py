@@ -40,6 +40,7 @@ class Schedule:
     save_every_s: float
     patience: int  # epochs without a better figure after which a stage ends
     deadline: float  # time.monotonic() after which no further step begins
+    learning_rate: float = 1.0  # factor on what the stages ask for
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,8 @@ def run_stage(stage: Stage, schedule: Schedule, curves: Curves) -> None:
 
     A finished stage is loaded, not run again. When the deadline cuts it, the weights are the best so far.
     """
-    progress = Progress(schedule.state / f"{stage.name}.pt", stage.groups, stage.modules, _factor(stage))
+    groups = [{**group, "lr": group["lr"] * schedule.learning_rate} for group in stage.groups]
+    progress = Progress(schedule.state / f"{stage.name}.pt", groups, stage.modules, _factor(stage))
     progress.restore()
     while not progress.done and progress.epoch < stage.epochs and time.monotonic() < schedule.deadline:
         started = time.monotonic()

@@ -130,6 +130,29 @@ def test_a_run_that_is_done_is_not_run_again(data: Path, whole: Path, tmp_path: 
     assert (tmp_path / "curves.csv").read_text() == (whole / "curves.csv").read_text()
 
 
+def test_a_run_goes_on_from_a_trained_model(data: Path, whole: Path, tmp_path: Path) -> None:
+    def more(out: str, epochs: int) -> Path:
+        args = arguments(data, tmp_path / out, epochs, "--init", str(whole), "--license", "another")
+        sizes = args.index("--config")
+        result = CliRunner().invoke(train, [*args[:sizes], *args[sizes + 2 :]])
+        assert result.exit_code == 0, result.output
+        return tmp_path / out
+
+    same, further = more("same", 0), more("further", 1)
+    assert weights(same) == weights(whole)
+    assert weights(further) != weights(whole)
+    assert (further / "tokenizer.json").read_bytes() == (whole / "tokenizer.json").read_bytes()
+    stages = [line.split(",")[0] for line in (further / "curves.csv").read_text().splitlines()]
+    assert stages == ["stage", "joint", "caption", "self-critical"]
+    assert load("tiny", further, "cpu").info.license == "another"
+
+
+def test_a_model_to_go_on_from_and_other_sizes_contradict_each_other(data: Path, whole: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(train, arguments(data, tmp_path, 1, "--init", str(whole)))
+    assert result.exit_code == 1
+    assert "leave out --backbone and --config" in result.output
+
+
 def test_eval_prints_one_json_object_with_every_figure(data: Path, whole: Path) -> None:
     captions = str(data / "captions.jsonl")
     args = ["--model", str(whole), "--data", captions, "--images", str(data), "--store", captions, "--json"]
