@@ -73,9 +73,9 @@ class Supervisor:
             self._kill_all()
             signal.set_wakeup_fd(self._old_wakeup)
             for signum, handler in self._old_handlers.items():
-                # The second signal of one Ctrl-C may come this late, on a busy machine: with the old handler (the default
-                # one) it would kill a process that is ending well. Ignored by the kernel, because Python's own handlers
-                # are gone during the interpreter's last steps.
+                # The second signal of one Ctrl-C may come this late, on a busy machine: with the old handler (the
+                # default one) it would kill a process that is ending well. Ignored by the kernel, because Python's own
+                # handlers are gone during the interpreter's last steps.
                 late = kind is _StopRequested and signum != signal.SIGCHLD
                 signal.signal(signum, signal.SIG_IGN if late else handler)
             self._wake_r.close()
