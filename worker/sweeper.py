@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable
 from threading import Event, Thread
 
-from revln.db import sweep
+from revln.db import retention, sweep
 from revln.db.collections import collection_ids
 from revln.errors import RevlnError
 from worker.auto_build import ask_for_builds
+from worker.retention import in_steps
 from worker.runtime import Runtime
 from worker.snapshot_files import collect_files
 
@@ -86,8 +87,8 @@ class Sweeper:
 
     def _clean(self) -> None:
         db = self._runtime.db
-        while sweep.delete_expired_jobs(db):
-            pass
+        in_steps(lambda _: retention.retire_expired(db), self._stop)
+        in_steps(lambda most: retention.purge(db, most), self._stop)
         sweep.delete_lost_workers(db)
         with db.read() as connection:
             self._runtime.indexes.forget(collection_ids(connection))

@@ -11,10 +11,14 @@ from revln.db import tables
 from revln.db.engine import Database, db_now
 from revln.db.jobs import Job, get_job, lock_job
 from revln.db.result_rows import begin_report_again
+from revln.db.retention import retire
 from revln.errors import Conflict
 from revln.jobs.state import ChunkState, JobStatus, derive_status
 
 __all__ = ["add_event", "cancel_job", "delete_job", "end_queued_chunks", "retry_job", "settle_job"]
+
+# Chunks of a job that is deleted within the request: 100 results of 64 vectors each are some 15 MB.
+_AT_ONCE = 100
 
 
 def add_event(connection: Connection, job_id: str, kind: str, data: dict[str, Any]) -> None:
@@ -136,9 +140,15 @@ def retry_job(db: Database, job_id: str, attempts: int) -> Job:
 
 
 def delete_job(db: Database, job_id: str) -> None:
-    """Remove a job, its chunks, results and events. Raises Conflict while it is open."""
+    """Remove a job, its chunks, results and events; of a large one the sweepers remove them, step by step.
+
+    Raises Conflict while it is open.
+    """
     with db.write() as connection:
         job = lock_job(connection, job_id)
         if not job.status.done:
             raise Conflict(f"Job {job_id} is {job.status}; cancel it before you delete it.")
-        connection.execute(delete(tables.jobs).where(tables.jobs.c.id == job_id))
+        if job.tally.total <= _AT_ONCE:
+            connection.execute(delete(tables.jobs).where(tables.jobs.c.id == job_id))
+        else:
+            retire(connection, tables.jobs.c.id == job_id)

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, or_, select
 
 from revln.db import tables
 from revln.db.engine import db_now
@@ -92,9 +92,13 @@ def job_from_row(row: Any) -> Job:
     return Job(**{**values, "status": JobStatus(values["status"])})
 
 
+def _one(job_id: str) -> Select[Any]:
+    return select(*JOB_COLUMNS).where(tables.jobs.c.id == job_id, tables.jobs.c.deleted_at.is_(None))
+
+
 def get_job(connection: Connection, job_id: str) -> Job:
     """Raises NotFound."""
-    row = connection.execute(select(*JOB_COLUMNS).where(tables.jobs.c.id == job_id)).one_or_none()
+    row = connection.execute(_one(job_id)).one_or_none()
     if row is None:
         raise NotFound(f"There is no job {job_id!r}.")
     return job_from_row(row)
@@ -102,7 +106,7 @@ def get_job(connection: Connection, job_id: str) -> Job:
 
 def lock_job(connection: Connection, job_id: str) -> Job:
     """The job, its row locked until the transaction ends (SQLite: the write transaction is the lock)."""
-    row = connection.execute(select(*JOB_COLUMNS).where(tables.jobs.c.id == job_id).with_for_update()).one_or_none()
+    row = connection.execute(_one(job_id).with_for_update()).one_or_none()
     if row is None:
         raise NotFound(f"There is no job {job_id!r}.")
     return job_from_row(row)
@@ -127,6 +131,7 @@ def list_jobs(
         for name in ("status", "kind", "collection", "tag")
         if (value := getattr(wanted, name)) is not None
     ]
+    conditions.append(columns.deleted_at.is_(None))
     if wanted.created_after is not None:
         conditions.append(columns.created_at > wanted.created_after)
     if before is not None:
@@ -168,8 +173,10 @@ def count_by_status(connection: Connection) -> list[tuple[str, str, int, int]]:
         (columns.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]), columns.total - columns.succeeded - columns.failed),
         else_=0,
     )
-    query = select(columns.kind, columns.status, func.count(), func.sum(open_items)).group_by(
-        columns.kind, columns.status
+    query = (
+        select(columns.kind, columns.status, func.count(), func.sum(open_items))
+        .where(columns.deleted_at.is_(None))
+        .group_by(columns.kind, columns.status)
     )
     return [(kind, status, int(count), int(waiting)) for kind, status, count, waiting in connection.execute(query)]
 

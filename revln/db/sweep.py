@@ -16,7 +16,6 @@ from revln.jobs.state import ChunkState, JobStatus
 
 __all__ = [
     "ChunkAddress",
-    "delete_expired_jobs",
     "delete_lost_workers",
     "expire_deadlines",
     "recover_lost_chunks",
@@ -163,14 +162,6 @@ def take_unpublished(db: Database, queue: str, limit: int, republish_s: float, *
                 .values(published_at=db_now())
             )
     return [ChunkAddress(row.job_id, row.number, row.kind, queue) for row in rows]
-
-
-def delete_expired_jobs(db: Database) -> int:
-    """Delete finished jobs whose retention has passed; how many."""
-    columns = tables.jobs.c
-    with db.write() as connection:
-        old = select(columns.id).where(columns.expires_at < db_now()).limit(_STEP)
-        return connection.execute(delete(tables.jobs).where(columns.id.in_(old))).rowcount
 
 
 def delete_lost_workers(db: Database) -> None:

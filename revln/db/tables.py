@@ -104,10 +104,12 @@ jobs = Table(
     Column("deadline_at", Double),
     Column("retention_s", Double, nullable=False),
     Column("expires_at", Double),
+    Column("deleted_at", Double),  # nobody sees it any more; its rows go step by step (`revln.db.retention`)
     Index("uq_jobs_tenant_idempotency_key", "tenant", "idempotency_key", unique=True),
     Index("ix_jobs_tenant_created_at_id", "tenant", "created_at", "id"),
     Index("ix_jobs_status_deadline_at", "status", "deadline_at"),
     Index("ix_jobs_expires_at", "expires_at"),
+    Index("ix_jobs_deleted_at", "deleted_at"),
 )
 
 chunks = Table(

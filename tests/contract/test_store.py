@@ -258,14 +258,6 @@ def test_a_job_deleted_under_its_worker_drops_the_result(db: Database) -> None:
     assert claim_chunk(db, job.id, 0, "w", 30) is None
 
 
-def test_jobs_past_their_retention_are_deleted(db: Database) -> None:
-    old, young = make_job(db, 1, retention_s=-1.0), make_job(db, 1)
-    finish(db, take(db, old))
-    finish(db, take(db, young))
-    assert sweep.delete_expired_jobs(db) == 1
-    assert read(db, young.id).status is JobStatus.SUCCEEDED
-
-
 def test_counters_equal_the_chunks_they_count(db: Database) -> None:
     job = make_job(db, n_items=6)
     finish(db, take(db, job, 0))

@@ -1,0 +1,106 @@
+"""What has had its time is gone for everybody at once, and its rows go in small steps."""
+
+from __future__ import annotations
+
+from threading import Event
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from revln.db import job_changes, retention, tables
+from revln.db.chunks import claim_chunk, finish_chunk
+from revln.db.engine import Database
+from revln.db.jobs import Job, JobFilter, count_by_status, get_job, list_jobs
+from revln.errors import Conflict, NotFound
+from revln.jobs.state import JobStatus
+from tests.builders import make_job, ok_result, take
+from worker.retention import in_steps
+
+OF_A_JOB = (tables.jobs, tables.chunks, tables.results, tables.events)
+
+
+def done_job(db: Database, n_items: int = 1, **changes: Any) -> Job:
+    job = make_job(db, n_items, **changes)
+    for number in range(n_items):
+        job = finish_chunk(db, claim := take(db, job, number), lambda _, claim=claim: ok_result(claim))
+    return job
+
+
+def rows(db: Database) -> dict[str, int]:
+    with db.read() as connection:
+        return {table.name: connection.scalar(select(func.count()).select_from(table)) or 0 for table in OF_A_JOB}
+
+
+def test_jobs_past_their_retention_are_gone_and_younger_and_open_ones_stay(db: Database) -> None:
+    old, young, open_ = done_job(db, retention_s=-1.0), done_job(db), make_job(db, 1, retention_s=-1.0)
+    assert retention.retire_expired(db) == 1
+    with db.read() as connection:
+        with pytest.raises(NotFound):
+            get_job(connection, old.id)
+        assert {job.id for job in list_jobs(connection, JobFilter(), 10)} == {young.id, open_.id}
+        assert sum(count for _, _, count, _ in count_by_status(connection)) == 2
+    while retention.purge(db, 100):
+        pass
+    assert rows(db) == {"jobs": 2, "chunks": 2, "results": 1, "events": 4}
+
+
+def test_a_large_job_is_gone_at_once_and_its_rows_go_in_steps_of_the_size_asked_for(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_changes, "_AT_ONCE", 11)
+    job = done_job(db, n_items=12, idempotency_key="k", request_sha256="a" * 64)
+    before = rows(db)
+    job_changes.delete_job(db, job.id)
+    with db.read() as connection, pytest.raises(NotFound):
+        get_job(connection, job.id)
+    for change in (job_changes.delete_job, job_changes.cancel_job, lambda *args: job_changes.retry_job(*args, 5)):
+        with pytest.raises(NotFound):
+            change(db, job.id)
+    assert claim_chunk(db, job.id, 0, "w", 30) is None
+    assert make_job(db, 1, idempotency_key="k", request_sha256="b" * 64).id != job.id, "its key is free again"
+
+    steps, most = [], 7
+    while removed := retention.purge(db, most):
+        steps.append(removed)
+    assert max(steps) <= most
+    # Results go with their chunks; they are not counted.
+    assert sum(steps) == before["chunks"] + before["events"] + 1
+    assert rows(db) == {"jobs": 1, "chunks": 1, "results": 0, "events": 1}
+
+
+def test_deleting_takes_everything_of_a_small_job_within_the_request(db: Database) -> None:
+    job = done_job(db, n_items=3)
+    job_changes.delete_job(db, job.id)
+    assert set(rows(db).values()) == {0}
+
+
+def test_a_job_that_is_retried_as_its_retention_ends_stays(db: Database) -> None:
+    job = make_job(db, 1, retention_s=-1.0)
+    claim = take(db, job)
+    finish_chunk(db, claim, lambda _: ok_result(claim, failed=1))
+    job_changes.retry_job(db, job.id, 5)
+    assert retention.retire_expired(db) == 0
+    with db.read() as connection:
+        assert get_job(connection, job.id).status is JobStatus.QUEUED
+    with pytest.raises(Conflict):
+        job_changes.delete_job(db, job.id)
+
+
+def test_steps_follow_how_long_they_hold_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    asked: list[int] = []
+    monkeypatch.setattr("worker.retention.time.monotonic", lambda: now)
+    pauses: list[float] = []
+    stop = Event()
+    monkeypatch.setattr(stop, "wait", pauses.append)
+
+    def remove(most: int) -> int:
+        nonlocal now
+        now += most * 0.001  # a millisecond a row: fifty rows are as many as fit
+        asked.append(most)
+        return most if len(asked) < 6 else 0
+
+    assert in_steps(remove, stop) == sum(asked[:-1])
+    assert asked[1:] == pytest.approx([50] * (len(asked) - 1), abs=1)
+    assert pauses == pytest.approx([most * 0.001 for most in asked[:-1]])
