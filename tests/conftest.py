@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
-from sqlalchemy import create_engine, text
-from sqlalchemy.engine import make_url
 
 from revln.db.engine import Database
 from revln.db.migrate import upgrade
 from revln.settings import Settings
+from tests import databases
+from tests.databases import DATABASES, postgresql_server
 from tests.inline import InlineStack, inline_stack
 from tests.stack import Stack, running_stack
 
 # Nothing under test may reach out for a model.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-DATABASES = ["sqlite", "postgresql"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,42 +33,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgresql_url() -> Iterator[str]:
     """The URL of a real PostgreSQL 16, started once for the session."""
     given = os.environ.get("TEST_POSTGRESQL_URL")
     if given:
         yield given
         return
-    # pgserver keeps a lock file there; without it, it warns that it falls back to /tmp.
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
-    import pgserver
-
-    # Not pytest's own folder: run by root, the server is another user, and every pytest that starts closes that folder.
-    with tempfile.TemporaryDirectory(prefix="revln-postgresql-", ignore_cleanup_errors=True) as folder:
-        server = pgserver.get_server(folder, cleanup_mode="stop")
-        try:
-            yield make_url(server.get_uri()).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
-        finally:
-            server.cleanup()
+    with postgresql_server() as server:
+        yield server.url
 
 
-@contextmanager
-def fresh_database(kind: str, folder: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+def fresh_database(kind: str, folder: Path, request: pytest.FixtureRequest) -> AbstractContextManager[str]:
     """The URL of an empty database that is dropped afterwards."""
-    if kind == "sqlite":
-        yield f"sqlite:///{folder / 'revln.db'}"
-        return
-    server = request.getfixturevalue("postgresql_server")
-    name = f"revln_{uuid4().hex}"
-    admin = create_engine(server, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f'CREATE DATABASE "{name}"'))
-    try:
-        yield make_url(server).set(database=name).render_as_string(hide_password=False)
-    finally:
-        with admin.connect() as connection:
-            connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
-        admin.dispose()
+    return databases.fresh_database(kind, folder, lambda: request.getfixturevalue("postgresql_url"))
 
 
 @pytest.fixture(params=DATABASES)

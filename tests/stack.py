@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import redis
@@ -22,11 +22,12 @@ from revln.db.migrate import upgrade
 from revln.settings import Settings
 from revln.supervisor import launch
 
-__all__ = ["DEADLINE_S", "Stack", "running_stack", "wait_until"]
+__all__ = ["DEADLINE_S", "Stack", "running", "running_stack", "wait_until"]
 
 # A machine that is busy with other things may need more.
 DEADLINE_S = float(os.environ.get("TEST_DEADLINE_S", "60"))
 _POLL_S = 0.02
+_Stack = TypeVar("_Stack", bound="Stack")
 
 
 def wait_until(condition: Callable[[], Any], deadline_s: float = DEADLINE_S, what: str = "the condition") -> Any:
@@ -67,8 +68,9 @@ class Stack:
         self.redis = redis.Redis.from_url(redis_url(self.settings), decode_responses=True)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start_redis(self) -> None:
-        self._spawn("redis", list(self._redis.command))
+    def start_redis(self, *options: str) -> None:
+        """``options`` go over what its file says, as in ``--appendonly no``."""
+        self._spawn("redis", [*self._redis.command, *options])
         wait_until(lambda: not embedded_redis.ping(self._redis.url), what="Redis")
 
     def start_api(self) -> None:
@@ -105,9 +107,13 @@ class Stack:
                 start()
         self.wait_ready()
 
+    def ended(self, name: str) -> bool:
+        """Whether a part that was started has exited by itself."""
+        return name in self._processes and self._processes[name].poll() is not None
+
     def revive(self, name: str) -> None:
         """Start a worker again if it has exited: Celery's threads worker sometimes does when Redis dies under it."""
-        if self._processes[name].poll() is not None:
+        if self.ended(name):
             self.start_worker(name)
 
     def log(self, name: str) -> str:
@@ -149,7 +155,13 @@ class Stack:
 def running_stack(folder: Path, **settings: Any) -> Iterator[Stack]:
     """Redis, a migrated database, the API and one worker, all of which have answered."""
     folder.mkdir(parents=True, exist_ok=True)
-    stack = Stack(folder, **settings)
+    with running(Stack(folder, **settings)) as stack:
+        yield stack
+
+
+@contextmanager
+def running(stack: _Stack) -> Iterator[_Stack]:
+    """The same for a stack that was made already."""
     try:
         upgrade(stack.settings)
         stack.start_redis()

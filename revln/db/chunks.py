@@ -194,7 +194,8 @@ def finish_chunk(
     """
     with db.write() as connection:
         job = _lock_for(connection, claim)
-        before = _fence(connection, claim, {"state": ChunkState.SUCCEEDED, "finished_at": db_now()})
+        end = {"state": ChunkState.SUCCEEDED, "lease_until": None, "finished_at": db_now()}
+        before = _fence(connection, claim, end)
         result = make_result(connection)
         succeeded, failed = len(result.items) - result.failed, result.failed
         connection.execute(

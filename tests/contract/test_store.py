@@ -106,6 +106,19 @@ def test_a_job_with_bad_items_succeeds_and_one_with_nothing_done_fails(db: Datab
     assert failed.error["code"] == "all_items_failed"
 
 
+def test_no_chunk_that_has_ended_has_a_lease(db: Database) -> None:
+    job = make_job(db, n_items=5)
+    finish(db, take(db, job, 0))
+    bury_chunk(db, take(db, job, 1), {"code": "x", "detail": "", "retryable": False})
+    release_chunk(db, take(db, job, 2), None, 0, counted=True)
+    take(db, job, 3)
+    end_chunk(db, take(db, job, 4), ChunkState.EXPIRED)
+    columns = tables.chunks.c
+    with db.read() as connection:
+        leased = connection.execute(select(columns.number, columns.state).where(columns.lease_until.is_not(None))).all()
+    assert leased == [(3, ChunkState.RUNNING)]
+
+
 def test_retry_runs_only_what_failed_and_keeps_what_was_done(db: Database) -> None:
     job = make_job(db, n_items=4, chunk_items=2)
     finish(db, take(db, job, 0))
