@@ -25,6 +25,7 @@ RevlnError
 │   └── WorkerLost           the chunk killed its worker too often
 ├── CollectionMoved          a migration put another generation in its place; the chunk is tried again (retryable)
 ├── LeaseLost                another worker holds the chunk now; drop what was computed
+├── TimedOut                 a chunk ran longer than its kind allows; tried again, alone (retryable)
 └── Unavailable              the database, Redis or the workers do not answer (retryable)
 
 Each class has a stable ``code`` (part of the API), a ``retryable`` flag and a default message.
@@ -57,6 +58,7 @@ __all__ = [
     "RevlnError",
     "SettingsError",
     "StartupError",
+    "TimedOut",
     "Unauthorized",
     "Unavailable",
     "UnsupportedMedia",
@@ -217,7 +219,17 @@ class LeaseLost(RevlnError):
     default_message = "Another worker holds this chunk now."
 
 
+class TimedOut(RevlnError):
+    code = "timed_out"
+    retryable = True
+    default_message = "The chunk ran longer than its kind allows."
+
+
 class Unavailable(RevlnError):
     code = "unavailable"
     retryable = True
     default_message = "The service cannot answer right now."
+
+    def __init__(self, message: str | None = None, *, database: bool = False) -> None:
+        super().__init__(message)
+        self.database = database  # the database itself is away, busy or full: nobody's attempt is used up by that

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 from uuid import uuid4
 
+from sqlalchemy import update
+
+from revln.db import tables
 from revln.db.chunks import ChunkResult, Claim, claim_chunk
-from revln.db.engine import Database
+from revln.db.engine import Database, db_now
 from revln.db.jobs import Job
 from revln.db.submit import NewChunk, NewJob, submit_job
+from revln.jobs.kinds import KINDS
 
-__all__ = ["make_job", "ok_result", "take"]
+__all__ = ["let_backoffs_end", "let_leases_run_out", "make_job", "ok_result", "take"]
 
 
 def make_job(db: Database, n_items: int = 3, chunk_items: int = 1, **changes: Any) -> Job:
@@ -21,7 +25,7 @@ def make_job(db: Database, n_items: int = 3, chunk_items: int = 1, **changes: An
         "kind": "embed",
         "priority": "normal",
         "queue": "embed.normal",
-        "max_attempts": 5,
+        "max_attempts": KINDS["embed"].max_attempts,
         "input": {},
         "total": n_items,
         "chunks": [
@@ -40,6 +44,16 @@ def take(db: Database, job: Job, number: int = 0, worker: str = "w1", lease_s: f
     claim = claim_chunk(db, job.id, number, worker, lease_s)
     assert claim is not None
     return claim
+
+
+def let_leases_run_out(db: Database) -> None:
+    with db.write() as connection:
+        connection.execute(update(tables.chunks).values(lease_until=db_now() - 1))
+
+
+def let_backoffs_end(db: Database) -> None:
+    with db.write() as connection:
+        connection.execute(update(tables.chunks).values(run_at=db_now() - 1))
 
 
 def ok_result(claim: Claim, failed: int = 0) -> ChunkResult:

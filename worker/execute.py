@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 import logging
-import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 from sqlalchemy import Connection
 
-from revln.db.chunks import (
-    ChunkResult,
-    Claim,
-    bury_chunk,
-    claim_chunk,
-    end_chunk,
-    finish_chunk,
-    outlook,
-    release_chunk,
-)
+from revln.db.chunks import ChunkResult, Claim, claim_chunk, finish_chunk, outlook
 from revln.db.results import vectors_from_bytes, vectors_to_bytes
-from revln.errors import (
-    DeadlineExceeded,
-    ItemError,
-    JobCanceled,
-    JobError,
-    LeaseLost,
-    NotFound,
-    RevlnError,
-    Unavailable,
-)
+from revln.errors import LeaseLost
 from revln.jobs.kinds import KINDS
-from revln.jobs.state import ChunkState
 from worker.context import Context, Done, Outcome
+from worker.endings import end_with, persist
 from worker.handlers import HANDLERS
 from worker.leases import Lease
 from worker.runtime import Runtime
@@ -43,9 +24,6 @@ from worker.runtime import Runtime
 __all__ = ["execute"]
 
 log = logging.getLogger(__name__)
-
-_BACKOFF_S = 1.0  # doubles with each attempt, with full jitter, up to the next line
-_BACKOFF_MAX_S = 60.0
 
 
 def execute(runtime: Runtime, job_id: str, number: int) -> None:
@@ -91,20 +69,9 @@ def _run(runtime: Runtime, lease: Lease) -> str:
         with runtime.models.held(waiting=lease.keep_waiting):
             done = HANDLERS[claim.job.kind](context)
         lease.check()
-        _persist(runtime, lambda: finish_chunk(runtime.db, claim, lambda connection: _result(connection, claim, done)))
-    except LeaseLost:
-        raise
-    except JobCanceled:
-        end_chunk(runtime.db, claim, ChunkState.CANCELED)
-        return "canceled"
-    except DeadlineExceeded:
-        end_chunk(runtime.db, claim, ChunkState.EXPIRED)
-        return "expired"
-    except (JobError, NotFound, ItemError) as err:  # an ItemError here is of the whole manifest: it is gone
-        bury_chunk(runtime.db, claim, err.as_dict())
-        return f"failed ({err.code}: {err.message})"
+        persist(lease, lambda: finish_chunk(runtime.db, claim, lambda connection: _result(connection, claim, done)))
     except Exception as err:  # noqa: BLE001 - a chunk ends here; the error goes to its row
-        return _try_again(runtime, claim, err)
+        return end_with(runtime, lease, err)
     return "finished"
 
 
@@ -128,35 +95,3 @@ def _merged(claim: Claim, outcomes: Sequence[Outcome]) -> ChunkResult:
     ordered = [items[index] for index in sorted(items)]
     rows = [vectors[index] for index in sorted(vectors)]
     return ChunkResult(ordered, vectors_to_bytes(np.stack(rows)) if rows else None)
-
-
-def _try_again(runtime: Runtime, claim: Claim, err: Exception) -> str:
-    """Back to the queue with back-off and full jitter, or dead when the attempts are used up."""
-    log.warning("chunk %s.%d failed at attempt %d", *claim.key, claim.attempt, exc_info=err)
-    # What an error of a library says may hold SQL, paths or payloads: the log has it, the client gets its name.
-    known = (
-        err if isinstance(err, RevlnError) else RevlnError(f"Something went wrong inside revln: {type(err).__name__}.")
-    )
-    error = known.as_dict()
-    if claim.attempt >= claim.max_attempts:
-        _persist(runtime, lambda: bury_chunk(runtime.db, claim, error))
-        return f"dead after {claim.attempt} attempts"
-    delay_s = random.uniform(0, min(_BACKOFF_MAX_S, _BACKOFF_S * 2**claim.attempt))  # noqa: S311 - jitter
-    _persist(runtime, lambda: release_chunk(runtime.db, claim, error, delay_s, counted=True))
-    return f"to be tried again in {delay_s:.1f} s"
-
-
-def _persist(runtime: Runtime, write: Callable[[], Any]) -> None:
-    """Write, and while the database is away keep trying as long as the lease may still be ours.
-
-    What was computed would else be computed again for want of one second; the fence keeps a late write harmless.
-    """
-    give_up_at = time.monotonic() + runtime.settings.lease_s
-    while True:
-        try:
-            write()
-            return
-        except Unavailable:
-            if time.monotonic() > give_up_at:
-                raise
-            time.sleep(0.5)

@@ -14,7 +14,7 @@ from threading import Event, Lock, Thread
 from revln.db.chunks import Claim, heartbeat, release_chunk
 from revln.db.engine import Database
 from revln.db.jobs import cancel_requested
-from revln.errors import DeadlineExceeded, JobCanceled, LeaseLost, RevlnError, Unavailable
+from revln.errors import DeadlineExceeded, JobCanceled, LeaseLost, RevlnError, TimedOut
 from revln.settings import Settings
 
 __all__ = ["Lease", "LeaseKeeper"]
@@ -56,7 +56,7 @@ class Lease:
             LeaseLost: somebody else holds the chunk.
             JobCanceled: the user does not want it any more.
             DeadlineExceeded: the job's deadline passed.
-            Unavailable: the chunk ran longer than its kind allows; it is tried again.
+            TimedOut: the chunk ran longer than its kind allows; it is tried again, alone.
         """
         now = time.monotonic()
         if self.lost:
@@ -66,7 +66,7 @@ class Lease:
         if self._deadline_at is not None and now > self._deadline_at:
             raise DeadlineExceeded
         if now > self._timeout_at:
-            raise Unavailable(f"The chunk ran longer than the {self._timeout_s:g} s that its kind allows.")
+            raise TimedOut(f"The chunk ran longer than the {self._timeout_s:g} s that its kind allows.")
 
 
 class LeaseKeeper:
@@ -126,7 +126,8 @@ class LeaseKeeper:
                     self._on_beat()
                     self._renew()
             except RevlnError as err:
-                # The database is away. The leases run out by its clock, which stands still for nobody else either.
+                # The database is away. As soon as it is back the leases are renewed, before a sweeper looks at them.
+                next_beat = time.monotonic()
                 log.warning("heartbeat failed: %s", err)
             except Exception:
                 log.exception("heartbeat failed")

@@ -10,7 +10,7 @@ from threading import Event, Thread
 
 from revln.db import retention, sweep
 from revln.db.collections import collection_ids
-from revln.errors import RevlnError
+from revln.errors import RevlnError, Unavailable
 from worker.auto_build import ask_for_builds
 from worker.retention import in_steps
 from worker.runtime import Runtime
@@ -20,6 +20,7 @@ __all__ = ["Sweeper"]
 
 log = logging.getLogger(__name__)
 
+_HEARTBEATS = 2  # that the living are given to renew their leases when the database is back
 _HOUSEKEEPING_S = 60.0
 _BUILDS_S = 5.0
 _COLLECT_S = 3_600.0  # a walk over all snapshots' files
@@ -32,6 +33,8 @@ class Sweeper:
         self._runtime = runtime
         self._stop = Event()
         self._thread = Thread(target=self._run, name="sweeper", daemon=True)
+        self._recover_at = 0.0
+        self._spare_the_living()
         self._builds_at = time.monotonic()
         self._housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
         self._collect_at = time.monotonic() + _COLLECT_S * random.random()  # noqa: S311 - jitter
@@ -63,13 +66,25 @@ class Sweeper:
         try:
             work()
         except RevlnError as err:
+            if isinstance(err, Unavailable) and err.database:
+                self._spare_the_living()
             log.warning("sweeper: %s: %s", name, err)
         except Exception as err:  # noqa: BLE001 - Redis is away, most likely; the next round comes in seconds
             log.warning("sweeper: %s: %s: %s", name, type(err).__name__, err)
 
+    def _spare_the_living(self) -> None:
+        """Recover nothing for a while: the database was away, or may have been before we began.
+
+        Leases ran out meanwhile by its clock, but nobody could renew them. Whoever lives does so within a heartbeat; a
+        crash that is charged to it would be a step of an innocent chunk towards its grave.
+        """
+        self._recover_at = time.monotonic() + _HEARTBEATS * self._runtime.settings.heartbeat_s
+
     def _recover(self) -> None:
         runtime = self._runtime
-        changed = sweep.recover_lost_chunks(runtime.db, runtime.settings.max_crashes)
+        changed: list[str] = []
+        if time.monotonic() >= self._recover_at:
+            changed = sweep.recover_lost_chunks(runtime.db, runtime.settings.max_crashes)
         if changed:
             log.warning("recovered %d chunks whose worker was lost", len(changed))
         for job_id in {*changed, *sweep.expire_deadlines(runtime.db)}:

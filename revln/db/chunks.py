@@ -30,6 +30,7 @@ __all__ = [
     "finish_chunk",
     "heartbeat",
     "hold_chunk",
+    "lock_for",
     "outlook",
     "release_chunk",
 ]
@@ -193,7 +194,7 @@ def finish_chunk(
         LeaseLost: the chunk is no longer ours; nothing was written.
     """
     with db.write() as connection:
-        job = _lock_for(connection, claim)
+        job = lock_for(connection, claim)
         end = {"state": ChunkState.SUCCEEDED, "lease_until": None, "finished_at": db_now()}
         before = _fence(connection, claim, end)
         result = make_result(connection)
@@ -224,7 +225,7 @@ def release_chunk(db: Database, claim: Claim, error: dict[str, Any] | None, dela
     cancellation was asked for gets its chunk canceled instead.
     """
     with db.write() as connection:
-        job = _lock_for(connection, claim)
+        job = lock_for(connection, claim)
         state = ChunkState.CANCELED if job.cancel_requested_at is not None else ChunkState.QUEUED
         columns = tables.chunks.c
         _fence(
@@ -248,7 +249,7 @@ def end_chunk(db: Database, claim: Claim, end: ChunkState, result: ChunkResult |
     """Cancel or expire a running chunk; what it had done stays readable."""
     assert end in (ChunkState.CANCELED, ChunkState.EXPIRED)
     with db.write() as connection:
-        job = _lock_for(connection, claim)
+        job = lock_for(connection, claim)
         before = _fence(connection, claim, {"state": end, "lease_until": None, "finished_at": db_now()})
         changes = _moved(job, end)
         if end is ChunkState.EXPIRED:
@@ -264,7 +265,7 @@ def end_chunk(db: Database, claim: Claim, end: ChunkState, result: ChunkResult |
 def bury_chunk(db: Database, claim: Claim, error: dict[str, Any]) -> Job:
     """Give a running chunk up for good: a dead letter. Every item of it that was not done carries the error."""
     with db.write() as connection:
-        job = _lock_for(connection, claim)
+        job = lock_for(connection, claim)
         return bury_locked(connection, job, claim.number, claim.attempt, ChunkState.RUNNING, error)
 
 
@@ -328,7 +329,8 @@ def _write_errors(
     )
 
 
-def _lock_for(connection: Connection, claim: Claim) -> Job:
+def lock_for(connection: Connection, claim: Claim) -> Job:
+    """The claim's job, locked. Raises LeaseLost if it was deleted."""
     try:
         return lock_job(connection, claim.job.id)
     except NotFound as err:

@@ -107,7 +107,7 @@ class Database:
             yield
             return
         if not self._writing.acquire(timeout=BUSY_TIMEOUT_S):
-            raise Unavailable(f"The database was busy for {BUSY_TIMEOUT_S:g} s. Try again.")
+            raise _busy()
         try:
             yield
         finally:
@@ -119,11 +119,11 @@ class Database:
             with self.engine.connect().execution_options(**options) as connection, connection.begin():
                 yield connection
         except (OperationalError, InterfaceError, PoolTimeout) as err:
-            raise Unavailable(f"The database does not answer: {_first_line(err)}. Try again.") from err
+            raise _unavailable(err) from err
         except DBAPIError as err:
             if not err.connection_invalidated:
                 raise
-            raise Unavailable("The database closed the connection. Try again.") from err
+            raise Unavailable("The database closed the connection. Try again.", database=True) from err
 
     def close(self) -> None:
         self.engine.dispose()
@@ -151,6 +151,20 @@ def _configure_postgresql(connection: Any, _: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     write = connection.get_execution_options().get(_WRITE)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _busy() -> Unavailable:
+    return Unavailable(f"The database was busy for {BUSY_TIMEOUT_S:g} s. Try again.", database=True)
+
+
+def _unavailable(err: Exception) -> Unavailable:
+    orig = getattr(err, "orig", None)
+    sqlite = getattr(orig, "sqlite_errorcode", 0) & 0xFF  # the rest of it says more than we want to know
+    if sqlite == sqlite3.SQLITE_BUSY:
+        return _busy()
+    # Of an operational error these two say that the statement is to blame, which will be no better the next time.
+    mistaken = sqlite == sqlite3.SQLITE_ERROR or str(getattr(orig, "sqlstate", None)).startswith("54")
+    return Unavailable(f"The database does not answer: {_first_line(err)}. Try again.", database=not mistaken)
 
 
 def _first_line(err: Exception) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import delete, or_, select, update
 
 from revln.db import tables
-from revln.db.chunks import bury_locked
+from revln.db.crashes import charge_locked
 from revln.db.engine import Database, db_now
 from revln.db.job_changes import end_queued_chunks, settle_job
 from revln.db.jobs import lock_job
@@ -60,43 +60,19 @@ def _recover(db: Database, job_id: str, number: int, attempt: int, max_crashes: 
         except NotFound:
             return False
         # Looked at again under the lock: the lease may have been renewed, or another sweeper was here first.
-        row = connection.execute(
-            select(columns.crash_count, columns.max_attempts).where(
+        worker = connection.scalar(
+            select(columns.worker).where(
                 columns.job_id == job_id,
                 columns.number == number,
                 columns.attempt == attempt,
                 columns.state == ChunkState.RUNNING,
                 columns.lease_until < db_now(),
             )
-        ).one_or_none()
-        if row is None:
-            return False
-        crashes = row.crash_count + 1
-        this = (columns.job_id == job_id) & (columns.number == number)
-        if crashes >= max_crashes or attempt >= row.max_attempts:
-            connection.execute(update(tables.chunks).where(this).values(crash_count=crashes))
-            error = WorkerLost(
-                f"The worker died {crashes} times while it ran this chunk (attempt {attempt}); it is not tried again "
-                "by itself. POST …/retry runs it once more."
-            ).as_dict()
-            bury_locked(connection, job, number, attempt, ChunkState.RUNNING, error)
-            return True
-        state = ChunkState.CANCELED if job.cancel_requested_at is not None else ChunkState.QUEUED
-        connection.execute(
-            update(tables.chunks)
-            .where(this)
-            .values(
-                state=state,
-                crash_count=crashes,
-                lease_until=None,
-                worker=None,
-                published_at=None,
-                run_at=db_now(),
-                finished_at=db_now() if state.done else None,
-            )
         )
-        name = f"chunks_{state}"
-        settle_job(connection, job, {"chunks_running": job.chunks_running - 1, name: getattr(job, name) + 1})
+        if worker is None:
+            return False
+        why = WorkerLost(f"Worker {worker} was not heard of for longer than its lease.")
+        charge_locked(connection, job, number, attempt, why, max_crashes)
         return True
 
 

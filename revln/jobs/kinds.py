@@ -43,7 +43,8 @@ class JobKind:
         chunk_items: items in a chunk, the unit of delivery, lease, retry and progress. Large enough that Celery's
             2–4 ms a message vanish, small enough that a chunk ends well inside a lease and a crash repeats little.
         timeout_s: how long one chunk may run before it is given up.
-        max_attempts: how often a chunk is claimed before it is dead.
+        max_attempts: how often a chunk may fail before it is dead; with the back-off between them a blob store may be
+            away for a minute. Crashes and outages of the database are not counted here.
         items_field: the input's field that holds what is cut into chunks.
         long_operations: those whose one chunk may run ``_LONG_S``.
         source_field: the input's field that names an uploaded file of them instead.
@@ -71,21 +72,21 @@ class JobKind:
 KINDS: dict[str, JobKind] = {
     kind.name: kind
     for kind in (
-        JobKind("embed", EmbedInput, EmbedResult, chunk_items=64, timeout_s=600, max_attempts=5),
+        JobKind("embed", EmbedInput, EmbedResult, chunk_items=64, timeout_s=600, max_attempts=8),
         JobKind(
             "index",
             IndexInput,
             IndexResult,
             chunk_items=64,
             timeout_s=600,
-            max_attempts=5,
+            max_attempts=8,
             long_operations=("build", "duplicates", "migrate"),
         ),
         JobKind(
-            "search", SearchInput, SearchResult, chunk_items=256, timeout_s=120, max_attempts=5, items_field="queries"
+            "search", SearchInput, SearchResult, chunk_items=256, timeout_s=120, max_attempts=8, items_field="queries"
         ),
         JobKind(
-            "caption", CaptionInput, CaptionResult, chunk_items=16, timeout_s=600, max_attempts=5, whole_model=True
+            "caption", CaptionInput, CaptionResult, chunk_items=16, timeout_s=600, max_attempts=8, whole_model=True
         ),
     )
 }

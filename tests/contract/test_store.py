@@ -5,27 +5,22 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from revln.db import job_changes, sweep, tables
 from revln.db import jobs as db_jobs
 from revln.db.chunks import Claim, bury_chunk, claim_chunk, end_chunk, finish_chunk, heartbeat, release_chunk
-from revln.db.engine import Database, db_now
+from revln.db.engine import Database
 from revln.db.jobs import JobFilter
 from revln.db.results import result_items
 from revln.errors import Conflict, IdempotencyMismatch, LeaseLost, NotFound
 from revln.jobs.state import ChunkState, JobStatus
-from tests.builders import make_job, ok_result, take
+from tests.builders import let_leases_run_out, make_job, ok_result, take
 
 
 def read(db: Database, job_id: str) -> db_jobs.Job:
     with db.read() as connection:
         return db_jobs.get_job(connection, job_id)
-
-
-def let_leases_run_out(db: Database) -> None:
-    with db.write() as connection:
-        connection.execute(update(tables.chunks).values(lease_until=db_now() - 1))
 
 
 def finish(db: Database, claim: Claim, failed: int = 0) -> db_jobs.Job:

@@ -1,0 +1,64 @@
+"""A chunk that took its worker down, or hung in it: charged, set back, and in the end buried.
+
+Crashes are counted apart from attempts: a machine that is killed again and again uses up nobody's retries, and a blob
+store that is away for a minute is no step towards a dead letter.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, and_, update
+
+from revln.db import tables
+from revln.db.chunks import Claim, bury_locked, lock_for
+from revln.db.engine import Database, db_now
+from revln.db.job_changes import add_event, settle_job
+from revln.db.jobs import Job
+from revln.errors import LeaseLost, RevlnError, WorkerLost
+from revln.jobs.state import ChunkState
+
+__all__ = ["charge_crash", "charge_locked"]
+
+
+def charge_crash(db: Database, claim: Claim, why: RevlnError, max_crashes: int) -> Job:
+    """Of a chunk that we hold and that must not go on here. Raises LeaseLost if it is no longer ours."""
+    with db.write() as connection:
+        return charge_locked(connection, lock_for(connection, claim), claim.number, claim.attempt, why, max_crashes)
+
+
+def charge_locked(
+    connection: Connection, job: Job, number: int, attempt: int, why: RevlnError, max_crashes: int
+) -> Job:
+    """The same for whoever holds the job's row already; fenced by ``attempt``."""
+    columns = tables.chunks.c
+    canceled = job.cancel_requested_at is not None
+    state = ChunkState.CANCELED if canceled else ChunkState.QUEUED
+    this = and_(columns.job_id == job.id, columns.number == number)
+    crashes = connection.execute(
+        update(tables.chunks)
+        .where(this, columns.attempt == attempt, columns.state == ChunkState.RUNNING)
+        .values(crash_count=columns.crash_count + 1, max_attempts=columns.max_attempts + 1, error=why.as_dict())
+        .returning(columns.crash_count)
+    ).scalar()
+    if crashes is None:
+        raise LeaseLost(f"Chunk {number} of job {job.id} is no longer ours at attempt {attempt}.")
+    add_event(connection, job.id, "chunk.crashed", {"chunk": number, "crashes": crashes, "error": why.as_dict()})
+    if crashes >= max_crashes and not canceled:
+        error = WorkerLost(
+            f"{crashes} times a worker died or hung while it ran this chunk; it is not tried again by itself. The last "
+            f"time: {why.message} POST …/retry runs it once more."
+        ).as_dict()
+        return bury_locked(connection, job, number, attempt, ChunkState.RUNNING, error)
+    connection.execute(
+        update(tables.chunks)
+        .where(this)
+        .values(
+            state=state,
+            lease_until=None,
+            worker=None,
+            published_at=None,
+            run_at=db_now(),
+            finished_at=db_now() if state.done else None,
+        )
+    )
+    name = f"chunks_{state}"
+    return settle_job(connection, job, {"chunks_running": job.chunks_running - 1, name: getattr(job, name) + 1})

@@ -1,0 +1,105 @@
+"""How a chunk ends that could not be finished: canceled, expired, dead, or tried again."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+from revln.db.chunks import Claim, bury_chunk, end_chunk, release_chunk
+from revln.db.crashes import charge_crash
+from revln.errors import (
+    DeadlineExceeded,
+    ItemError,
+    JobCanceled,
+    JobError,
+    LeaseLost,
+    NotFound,
+    RevlnError,
+    TimedOut,
+    Unavailable,
+)
+from revln.jobs.kinds import KINDS
+from revln.jobs.state import ChunkState
+from worker.leases import Lease
+from worker.runtime import Runtime
+
+__all__ = ["end_with", "persist"]
+
+log = logging.getLogger(__name__)
+
+_BACKOFF_S = 1.0  # doubles with each attempt, with full jitter, up to the next line
+_BACKOFF_MAX_S = 60.0
+_OUTAGE_S = 5.0  # a database that was away: jitter alone, so that not all come back at once
+_REWRITE_S = 0.5
+
+
+def end_with(runtime: Runtime, lease: Lease, err: Exception) -> str:
+    """Write to the chunk's row what becomes of it after this error; in words. Raises LeaseLost."""
+    said, write = _ending(runtime, lease.claim, err)
+    persist(lease, write)
+    return said
+
+
+def persist(lease: Lease, write: Callable[[], Any]) -> None:
+    """Write; while the database is away keep what was computed and try again, for as long as the lease may be ours.
+
+    Who gave up would have it computed again for want of one minute; the fence keeps a late write harmless.
+
+    Raises:
+        LeaseLost: it is not ours any more.
+    """
+    while True:
+        try:
+            write()
+            return
+        except Unavailable as err:
+            if lease.lost:
+                raise LeaseLost from err
+            if not err.database:
+                raise
+            log.warning("chunk %s.%d is kept until the database is back: %s", *lease.claim.key, err)
+        lease.progress()
+        time.sleep(_REWRITE_S)
+
+
+def _ending(runtime: Runtime, claim: Claim, err: Exception) -> tuple[str, Callable[[], Any]]:
+    db = runtime.db
+    match err:
+        case LeaseLost():
+            raise err
+        case JobCanceled():
+            return "canceled", lambda: end_chunk(db, claim, ChunkState.CANCELED)
+        case DeadlineExceeded():
+            return "expired", lambda: end_chunk(db, claim, ChunkState.EXPIRED)
+        case TimedOut():
+            # Of its own time: whatever it waited for hangs, most likely. Alone it shows whether the fault is its own.
+            return "timed out", lambda: charge_crash(db, claim, err, runtime.settings.max_crashes)
+        case JobError() | NotFound() | ItemError():  # an ItemError here is of the whole manifest: it is gone
+            return f"failed ({err.code}: {err.message})", lambda: bury_chunk(db, claim, err.as_dict())
+    return _try_again(runtime, claim, err)
+
+
+def _try_again(runtime: Runtime, claim: Claim, err: Exception) -> tuple[str, Callable[[], Any]]:
+    """Back to the queue with back-off and full jitter, or dead when the attempts are used up."""
+    db, failures = runtime.db, _failures(claim)
+    log.warning("chunk %s.%d failed at attempt %d", *claim.key, claim.attempt, exc_info=err)
+    # What an error of a library says may hold SQL, paths or payloads: the log has it, the client gets its name.
+    known = (
+        err if isinstance(err, RevlnError) else RevlnError(f"Something went wrong inside revln: {type(err).__name__}.")
+    )
+    error = known.as_dict()
+    outage = isinstance(err, Unavailable) and err.database
+    if claim.attempt >= claim.max_attempts and not outage:
+        return f"dead after {failures} attempts", lambda: bury_chunk(db, claim, error)
+    most_s = _OUTAGE_S if outage else min(_BACKOFF_MAX_S, _BACKOFF_S * 2**failures)
+    delay_s = random.uniform(0, most_s)  # noqa: S311 - jitter
+    said = f"to be tried again in {delay_s:.1f} s"
+    return said, lambda: release_chunk(db, claim, error, delay_s, counted=not outage)
+
+
+def _failures(claim: Claim) -> int:
+    """How many attempts counted, this one included: crashes, hand-backs and outages raised both numbers."""
+    return max(1, claim.attempt - claim.max_attempts + KINDS[claim.job.kind].max_attempts)
