@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
 
 from revln import errors
+from revln.fetch import seconds_asked
 
 __all__ = ["ApiError", "Event", "error_of", "list_of", "retry_after_s", "sse_events"]
 
@@ -58,13 +57,7 @@ def _classes(root: type[errors.RevlnError]) -> dict[str, type[errors.RevlnError]
 
 def retry_after_s(answer: httpx.Response) -> float:
     """Seconds of a Retry-After header in either of its forms; 0 if there is none."""
-    value = answer.headers.get("Retry-After", "")
-    if value.isdigit():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return 0.0
+    return seconds_asked(answer.headers.get("Retry-After", ""))
 
 
 def list_of(page: Mapping[str, Any]) -> str:

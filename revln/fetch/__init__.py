@@ -10,5 +10,7 @@ to, and times each read but not the whole, so a server that sends a byte every n
 
 from revln.fetch.addresses import address_refusal
 from revln.fetch.fetcher import FetchPolicy, UrlFetcher
+from revln.fetch.poster import Answer, UrlPoster, postable
+from revln.fetch.retry_after import seconds_asked
 
-__all__ = ["FetchPolicy", "UrlFetcher", "address_refusal"]
+__all__ = ["Answer", "FetchPolicy", "UrlFetcher", "UrlPoster", "address_refusal", "postable", "seconds_asked"]

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, urljoin, urlsplit
 
+import httpcore
 import idna
 
 from revln.errors import FetchRefused
@@ -35,8 +36,19 @@ class Target:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}" + ("" if self.port == default else f":{self.port}")
 
+    @property
+    def authority(self) -> str:
+        """What the Host header says."""
+        return self.shown.partition("://")[2]
 
-def parse_target(url: str, ports: tuple[int, ...]) -> Target:
+    @property
+    def url(self) -> httpcore.URL:
+        return httpcore.URL(
+            scheme=self.scheme.encode(), host=self.host.encode(), port=self.port, target=self.path.encode("ascii")
+        )
+
+
+def parse_target(url: str, ports: tuple[int | range, ...]) -> Target:
     """Take a URL apart, strictly. What two parsers could read in two ways is refused."""
     if len(url) > _MAX_URL_CHARS:
         raise FetchRefused(f"The URL has {len(url):,} characters; the limit is {_MAX_URL_CHARS:,}.")
@@ -56,8 +68,8 @@ def parse_target(url: str, ports: tuple[int, ...]) -> Target:
         raise FetchRefused("The URL's host and port are malformed.")
     if port is None:
         port = 443 if parts.scheme == "https" else 80
-    if port not in ports:
-        allowed = ", ".join(map(str, ports))
+    if not any(port in one if isinstance(one, range) else port == one for one in ports):
+        allowed = ", ".join(f"{one[0]} to {one[-1]}" if isinstance(one, range) else str(one) for one in ports)
         raise FetchRefused(f"The URL's port is {port}; only {allowed} are allowed.")
     path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
     if parts.query:
