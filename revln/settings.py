@@ -75,6 +75,22 @@ class Settings(BaseModel):
         False, description="Whether a URL may lead to a private or loopback address. On only in a closed network."
     )
 
+    # Webhooks
+    webhook_private_addresses: bool = Field(
+        False, description="Whether a webhook may go to a private or loopback address. On only in a closed network."
+    )
+    webhook_timeout_s: float = Field(15.0, gt=0, le=60, description="Longest that one request to a receiver may take.")
+    webhook_progress_s: float = Field(
+        10.0, ge=1, le=86_400, description="Least time between two job.progress webhooks of one job."
+    )
+    webhook_concurrency: int = Field(16, ge=1, le=256, description="Webhooks that one worker sends at once.")
+    webhook_concurrency_per_host: int = Field(
+        4, ge=1, le=256, description="Of these, most to one tenant's receiver (scheme, host and port)."
+    )
+    webhook_retention_s: float = Field(
+        7 * 86_400, ge=60, description="How long a delivery stays in the log once it was made or given up."
+    )
+
     # Models
     models: dict[str, ModelSettings] = Field(
         default_factory=dict,

@@ -41,7 +41,7 @@ def execute(runtime: Runtime, job_id: str, number: int) -> None:
             log.info("chunk %s.%d is not there to be run", job_id, number)
             return
         if claim.job.chunks_running == 1:
-            runtime.dispatcher.announce(job_id)
+            _call_out(runtime, claim)
         started = time.monotonic()
         timeout_s = KINDS[claim.job.kind].chunk_timeout_s(claim.job.input)
         with runtime.leases.hold(claim, timeout_s) as lease:
@@ -51,7 +51,14 @@ def execute(runtime: Runtime, job_id: str, number: int) -> None:
                 log.warning("chunk %s.%d: %s", job_id, number, err)
                 return
         log.info("chunk %s.%d %s in %.2f s", job_id, number, ended, time.monotonic() - started)
-    runtime.dispatcher.announce(job_id)
+    _call_out(runtime, claim)
+
+
+def _call_out(runtime: Runtime, claim: Claim) -> None:
+    """Tell those who wait for the job that it changed."""
+    runtime.dispatcher.announce(claim.job.id)
+    if claim.job.webhook is not None:
+        runtime.webhooks.nudge()
 
 
 def _place(runtime: Runtime, crashes: int, kind: str, parameters: dict[str, Any]) -> AbstractContextManager[None]:

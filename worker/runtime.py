@@ -26,6 +26,7 @@ from worker.isolation import Isolation
 from worker.leases import LeaseKeeper
 from worker.model_orders import ModelOrders
 from worker.models import LoadedModels
+from worker.webhooks import WebhookSender
 
 __all__ = ["Runtime"]
 
@@ -61,6 +62,7 @@ class Runtime:
         self.prepare_pools = {lane: ThreadPoolExecutor(threads, f"prepare-{lane}") for lane in Priority}
         self.fetch_pool = ThreadPoolExecutor(_FETCH_THREADS, "fetch")
         self.isolation = Isolation()
+        self.webhooks = WebhookSender(settings, self.db)
         self.leases = LeaseKeeper(settings, self.db, self._beat)
         self.model_orders = ModelOrders(self.db, self.models, self._beat)
 
@@ -68,9 +70,11 @@ class Runtime:
         workers.register(self.db, self._row())
         self.model_orders.look()
         self.leases.start()
+        self.webhooks.start()
 
     def stop(self) -> None:
         self.leases.stop()
+        self.webhooks.stop()
         for pool in (*self.prepare_pools.values(), self.fetch_pool):
             pool.shutdown(wait=False, cancel_futures=True)
         self.indexes.close()

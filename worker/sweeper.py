@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from threading import Event, Thread
 
-from revln.db import retention, sweep
+from revln.db import deliveries, retention, sweep
 from revln.db.collections import collection_ids
 from revln.errors import RevlnError, Unavailable
 from worker.auto_build import ask_for_builds
@@ -105,5 +105,8 @@ class Sweeper:
         in_steps(lambda _: retention.retire_expired(db), self._stop)
         in_steps(lambda most: retention.purge(db, most), self._stop)
         sweep.delete_lost_workers(db)
+        in_steps(lambda most: deliveries.give_up(db, most), self._stop)
+        kept_s = self._runtime.settings.webhook_retention_s
+        in_steps(lambda most: deliveries.delete_old(db, kept_s, most), self._stop)
         with db.read() as connection:
             self._runtime.indexes.forget(collection_ids(connection))

@@ -12,6 +12,7 @@ from revln.db.engine import Database, db_now
 from revln.db.jobs import Job, get_job, lock_job
 from revln.db.result_rows import begin_report_again
 from revln.db.retention import retire
+from revln.db.webhooks import forget, tell
 from revln.errors import Conflict
 from revln.jobs.state import ChunkState, JobStatus, derive_status
 
@@ -52,12 +53,17 @@ def settle_job(connection: Connection, job: Job, changes: dict[str, Any]) -> Job
                 "retryable": False,
             }
     connection.execute(update(tables.jobs).where(tables.jobs.c.id == job.id).values(**values))
+    settled = get_job(connection, job.id)
+    event: str
     if status is not job.status:
         event = "started" if status is JobStatus.RUNNING else status
-        add_event(connection, job.id, f"job.{event}", _counts(counted))
     elif (counted.succeeded, counted.failed) != (job.succeeded, job.failed):
-        add_event(connection, job.id, "job.progress", _counts(counted))
-    return get_job(connection, job.id)
+        event = "progress"
+    else:
+        return settled
+    add_event(connection, job.id, f"job.{event}", _counts(counted))
+    tell(connection, settled, f"job.{event}")
+    return settled
 
 
 def _counts(job: Job) -> dict[str, int]:
@@ -140,7 +146,7 @@ def retry_job(db: Database, job_id: str, attempts: int) -> Job:
 
 
 def delete_job(db: Database, job_id: str) -> None:
-    """Remove a job, its chunks, results and events; of a large one the sweepers remove them, step by step.
+    """Remove a job, its chunks, results, events and webhooks; of a large one the sweepers remove them, step by step.
 
     Raises Conflict while it is open.
     """
@@ -148,6 +154,7 @@ def delete_job(db: Database, job_id: str) -> None:
         job = lock_job(connection, job_id)
         if not job.status.done:
             raise Conflict(f"Job {job_id} is {job.status}; cancel it before you delete it.")
+        forget(connection, job_id)
         if job.tally.total <= _AT_ONCE:
             connection.execute(delete(tables.jobs).where(tables.jobs.c.id == job_id))
         else:

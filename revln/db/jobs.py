@@ -51,6 +51,7 @@ class Job:
     collection: str | None
     input: dict[str, Any]
     metadata: dict[str, Any]
+    webhook: dict[str, Any] | None
     total: int
     succeeded: int
     failed: int

@@ -54,6 +54,7 @@ class NewJob:
     deadline_s: float | None = None
     idempotency_key: str | None = None
     request_sha256: str | None = None
+    webhook: dict[str, Any] | None = None  # revln.db.webhooks says what is in it
 
 
 def submit_job(db: Database, new: NewJob) -> tuple[Job, bool]:
@@ -109,6 +110,7 @@ def _insert(connection: Connection, new: NewJob) -> Job:
             tag=new.tag,
             input=new.input,
             metadata=new.metadata,
+            webhook=new.webhook,
             total=new.total,
             idempotency_key=new.idempotency_key,
             request_sha256=new.request_sha256,

@@ -30,6 +30,9 @@ __all__ = [
     "audit",
     "chunks",
     "collections",
+    "deliveries",
+    "delivery_attempts",
+    "disabled_webhooks",
     "embeddings",
     "events",
     "items",
@@ -41,6 +44,7 @@ __all__ = [
     "tenants",
     "uploads",
     "vectors",
+    "webhook_secrets",
     "workers",
 ]
 
@@ -84,6 +88,7 @@ jobs = Table(
     Column("tag", String(256)),
     Column("input", _Json, nullable=False),  # everything but the items, which the chunks carry
     Column("metadata", _Json, nullable=False),
+    Column("webhook", _Json),  # url, events, and the seconds between two of progress
     _count("total"),
     _count("succeeded"),
     _count("failed"),
@@ -164,6 +169,61 @@ events = Table(
     Column("data", _Json, nullable=False),
     Column("created_at", Double, nullable=False),
     Index("ix_events_job_id_id", "job_id", "id"),
+)
+
+# What is to be told to whom: written with the change it tells of, read by every worker (revln/db/deliveries.py).
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", String(40), primary_key=True),  # the webhook-id, the same at every attempt
+    _tenant(),
+    Column("job_id", _Id),  # no foreign key: the end of a job that is kept for a second is told all the same
+    Column("type", String(32), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("lane", String(352), nullable=False),  # the tenant and the URL's scheme, host and port
+    Column("data", _Json, nullable=False),
+    Column("state", String(16), nullable=False),  # pending | delivered | failed | disabled
+    Column("attempts", Integer, nullable=False, server_default=text("0")),  # the fencing token
+    Column("earlier_attempts", Integer, nullable=False, server_default=text("0")),  # those before the last replay
+    Column("due_at", Double, nullable=False),
+    Column("lease_until", Double),
+    Column("give_up_at", Double, nullable=False),
+    Column("created_at", Double, nullable=False),  # when what it tells of happened
+    Column("settled_at", Double),
+    Index("ix_deliveries_state_due_at_lane", "state", "due_at", "lane"),
+    Index("ix_deliveries_job_id_created_at", "job_id", "created_at"),
+    Index("ix_deliveries_tenant_created_at_id", "tenant", "created_at", "id"),
+    Index("ix_deliveries_settled_at", "settled_at"),
+)
+
+delivery_attempts = Table(
+    "delivery_attempts",
+    metadata,
+    Column("delivery_id", String(40), ForeignKey("deliveries.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("started_at", Double, nullable=False),
+    Column("finished_at", Double),  # none: under way, or its worker died and nobody knows what came of it
+    Column("status", Integer),  # of HTTP, if there was an answer
+    Column("error", Text),
+)
+
+webhook_secrets = Table(
+    "webhook_secrets",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("secret", String(128), nullable=False),  # as its receivers have it: a signature needs it as it is
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),  # of one that was replaced
+)
+
+# URLs that answered 410: they want no more.
+disabled_webhooks = Table(
+    "disabled_webhooks",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("url_sha256", _Sha256, primary_key=True),
+    Column("disabled_at", Double, nullable=False),
 )
 
 embeddings = Table(
