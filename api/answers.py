@@ -17,6 +17,10 @@ __all__ = [
     "CollectionAnswer",
     "CollectionPage",
     "CollectionsAnswer",
+    "DeliveryAnswer",
+    "DeliveryDetail",
+    "DeliveryPage",
+    "EnabledAnswer",
     "GenerationAnswer",
     "GenerationsAnswer",
     "ImageAnswer",
@@ -29,6 +33,8 @@ __all__ = [
     "ModelsAnswer",
     "Problem",
     "ReadyAnswer",
+    "ReplayAnswer",
+    "SecretsAnswer",
     "SnapshotAnswer",
     "SnapshotsAnswer",
 ]
@@ -54,6 +60,11 @@ class Urls(_Answer):
     flower: str | None
 
 
+class WebhookAnswer(_Answer):
+    url: str
+    events: list[str]
+
+
 class JobAnswer(_Answer):
     """A job. Times are RFC 3339 in UTC."""
 
@@ -77,6 +88,7 @@ class JobAnswer(_Answer):
     expires_at: str | None = Field(description="When the finished job and its result are removed.")
     error: ItemFailure | None = Field(description="Why the job as a whole failed.")
     metadata: dict[str, Any]
+    webhook: WebhookAnswer | None = Field(description="Where its events are told, as it was handed in with.")
     urls: Urls
 
 
@@ -92,6 +104,56 @@ class JobDoneAnswer(JobAnswer):
 class JobPage(_Answer):
     jobs: list[JobAnswer]
     next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
+
+
+class AttemptAnswer(_Answer):
+    number: int
+    started_at: str
+    finished_at: str | None = Field(description="Null: it is under way, or its worker died and nobody knows.")
+    status: int | None = Field(description="What the receiver answered; null if it did not.")
+    error: str | None
+
+
+class DeliveryAnswer(_Answer):
+    """One event on its way to one receiver. `id` is the webhook-id, the same at every attempt."""
+
+    id: str
+    job_id: str | None = Field(description="Null for a test.")
+    type: str
+    url: str
+    state: str = Field(description="pending, delivered, failed (no try is left), or disabled (it answered 410).")
+    attempts: list[AttemptAnswer]
+    next_try_at: str | None = Field(description="Null once it is settled.")
+    created_at: str
+    settled_at: str | None
+
+
+class DeliveryDetail(DeliveryAnswer):
+    data: dict[str, Any] = Field(description="What the event tells.")
+
+
+class DeliveryPage(_Answer):
+    webhooks: list[DeliveryAnswer]
+    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
+
+
+class ReplayAnswer(_Answer):
+    replayed: int = Field(description="How many events are due again.")
+
+
+class EnabledAnswer(_Answer):
+    url: str
+    enabled: bool
+
+
+class SecretAnswer(_Answer):
+    secret: str
+    created_at: str
+    expires_at: str | None = Field(description="Of one that was replaced: until when it signs too.")
+
+
+class SecretsAnswer(_Answer):
+    secrets: list[SecretAnswer]
 
 
 class ImageAnswer(_Answer):

@@ -14,7 +14,7 @@ from api import docs, problems
 from api.answers import Problem
 from api.auth import RequireKey
 from api.limits import LimitBody
-from api.routes import collections, generations, health, images, jobs, manifests, models, snapshots
+from api.routes import collections, generations, health, images, jobs, manifests, models, snapshots, webhooks
 from api.state import ApiState
 from revln import __version__
 from revln.errors import SettingsError
@@ -75,7 +75,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # The last added runs first: no byte of a body is read for a stranger.
     app.add_middleware(LimitBody, settings=settings)
     app.add_middleware(RequireKey, key=settings.api_key.get_secret_value())
-    for module in (jobs, images, manifests, collections, generations, snapshots, models, health, docs):
+    for module in (jobs, images, manifests, collections, generations, snapshots, models, webhooks, health, docs):
         app.include_router(module.router, responses={"4XX": {"description": "A problem", "model": Problem}})
     return app
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_mo
 
 from revln.jobs.kinds import KINDS, Priority
 from revln.jobs.schemas import Metadata
+from revln.jobs.webhooks import Webhook
 
 __all__ = ["JobRequest", "SubmitBody"]
 
@@ -33,6 +34,7 @@ class SubmitBody(BaseModel):
     deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)] | None = Field(
         None, description="Seconds from now after which the job expires."
     )
+    webhook: Webhook | None = Field(None, description="Where to tell of its events; see docs/webhooks.md.")
     retention_s: Annotated[float, Field(ge=1, le=MAX_RETENTION_S)] | None = Field(
         None, description="Seconds that the finished job and its result are kept."
     )

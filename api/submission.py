@@ -18,7 +18,8 @@ from api.state import ApiState
 from revln.db.collections import Collection, get_collection
 from revln.db.jobs import Job, count_open_items, drain_rate
 from revln.db.submit import NewChunk, NewJob, find_by_key, submit_job
-from revln.errors import FingerprintMismatch, ItemNotFound, NotFound
+from revln.errors import FetchRefused, FingerprintMismatch, ItemNotFound, NotFound
+from revln.fetch import postable
 from revln.jobs.kinds import KINDS, JobKind, queue_name
 from revln.jobs.search_schemas import AUTO, NO_MATCH_SCORE
 from revln.models.base import ModelInfo, Operation
@@ -83,11 +84,28 @@ def submit(state: ApiState, body: SubmitBody, idempotency_key: str | None) -> tu
             deadline_s=body.deadline_s,
             idempotency_key=idempotency_key,
             request_sha256=request_sha256,
+            webhook=_webhook(state, body),
         ),
     )
     if new:
         state.publisher.publish(queue_name(job.kind, job.priority))
     return job, new
+
+
+def _webhook(state: ApiState, body: SubmitBody) -> dict[str, Any] | None:
+    """What is stored of it; its URL is judged here as far as that goes without asking for the name."""
+    if body.webhook is None:
+        return None
+    try:
+        target = postable(body.webhook.url, state.settings.webhook_private_addresses)
+    except FetchRefused as err:
+        raise invalid("/webhook/url", err.message) from err
+    return {
+        "url": body.webhook.url,
+        "origin": target.shown,
+        "events": list(dict.fromkeys(event.value for event in body.webhook.events)),
+        "progress_s": state.settings.webhook_progress_s,
+    }
 
 
 def _model_and_collection(

@@ -5,18 +5,20 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any
 
 from revln.broker import task_id
 from revln.db.collections import Collection
 from revln.db.jobs import Job
 from revln.db.snapshots import Snapshot
+from revln.db.webhook_log import LoggedDelivery
 from revln.jobs.state import JobStatus
 from revln.settings import Settings
+from revln.timestamps import timestamp
 
 __all__ = [
     "collection_view",
+    "delivery_view",
     "etag",
     "generation_view",
     "item_view",
@@ -24,15 +26,7 @@ __all__ = [
     "matches",
     "result_view",
     "snapshot_view",
-    "timestamp",
 ]
-
-
-def timestamp(seconds: float | None) -> str | None:
-    """RFC 3339, in UTC."""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def etag(job: Job) -> str:
@@ -71,6 +65,7 @@ def job_view(job: Job, settings: Settings, queue_position: int | None = None) ->
         "expires_at": timestamp(job.expires_at),
         "error": job.error,
         "metadata": job.metadata,
+        "webhook": {"url": job.webhook["url"], "events": job.webhook["events"]} if job.webhook else None,
         "urls": {
             "self": base,
             "cancel": f"{base}/cancel",
@@ -133,6 +128,31 @@ def generation_view(collection: Collection) -> dict[str, Any]:
         "head_seq": collection.head_seq,
         "up_to_seq": collection.shadow_seq,
         "created_at": timestamp(collection.created_at),
+    }
+
+
+def delivery_view(delivery: LoggedDelivery, *, detail: bool = False) -> dict[str, Any]:
+    attempts = [
+        {
+            "number": each.number,
+            "started_at": timestamp(each.started_at),
+            "finished_at": timestamp(each.finished_at),
+            "status": each.status,
+            "error": each.error,
+        }
+        for each in delivery.attempts
+    ]
+    return {
+        "id": delivery.id,
+        "job_id": delivery.job_id,
+        "type": delivery.type,
+        "url": delivery.url,
+        "state": delivery.state.value,
+        "attempts": attempts,
+        "next_try_at": None if delivery.state.settled else timestamp(delivery.due_at),
+        "created_at": timestamp(delivery.created_at),
+        "settled_at": timestamp(delivery.settled_at),
+        **({"data": delivery.data} if detail else {}),
     }
 
 

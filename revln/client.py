@@ -173,6 +173,55 @@ class RevlnClient:
     def delete(self, job_id: str) -> None:
         self._send("DELETE", f"/v1/jobs/{quote(job_id)}")
 
+    # Webhooks
+
+    def webhooks(self, job_id: str | None = None, **filters: Any) -> Iterator[dict[str, Any]]:
+        """What was told, of one job or of all, newest first, over all pages. Filters: state (of all), limit."""
+        params = {name: value for name, value in filters.items() if value is not None}
+        path = f"/v1/jobs/{quote(job_id)}/webhooks" if job_id else "/v1/webhooks"
+        while True:
+            page = self._json("GET", path, params=params)
+            yield from page["webhooks"]
+            if not page["next_cursor"]:
+                return
+            params["cursor"] = page["next_cursor"]
+
+    def webhook(self, webhook_id: str) -> dict[str, Any]:
+        return self._json("GET", f"/v1/webhooks/{quote(webhook_id)}")
+
+    def replay_webhooks(
+        self,
+        job_id: str | None = None,
+        webhook_id: str | None = None,
+        *,
+        since: str | None = None,
+        until: str | None = None,
+    ) -> int:
+        """Tell again what was not delivered, of one job or of all since then; or one event of a job. How many."""
+        path = f"/v1/jobs/{quote(job_id)}/webhooks/replay" if job_id else "/v1/webhooks/replay"
+        body = {"id": webhook_id} if job_id else {"since": since, "until": until}
+        return int(self._json("POST", path, json={name: at for name, at in body.items() if at is not None})["replayed"])
+
+    def test_webhook(self, url: str) -> dict[str, Any]:
+        """Send a test; `webhook` of its id says what came of it."""
+        return self._json("POST", "/v1/webhooks/test", json={"url": url})
+
+    def enable_webhook(self, url: str) -> None:
+        """Let a URL that answered 410 be told again."""
+        self._send("POST", "/v1/webhooks/enable", json={"url": url})
+
+    def webhook_secrets(self) -> list[dict[str, Any]]:
+        """Those that sign now, the newest first."""
+        found: list[dict[str, Any]] = self._json("GET", "/v1/webhooks/secret")["secrets"]
+        return found
+
+    def rotate_webhook_secret(self, secret: str | None = None, overlap_s: float | None = None) -> list[dict[str, Any]]:
+        """Put another secret in place, a random one unless given; the former one signs beside it for the overlap."""
+        given = {"secret": secret, "overlap_s": overlap_s}
+        body = {name: value for name, value in given.items() if value is not None}
+        found: list[dict[str, Any]] = self._json("POST", "/v1/webhooks/secret/rotate", json=body)["secrets"]
+        return found
+
     # Pictures, collections, models
 
     def upload(self, image: Path | bytes) -> dict[str, Any]:

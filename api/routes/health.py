@@ -18,6 +18,7 @@ from api.state import ApiState, State
 from revln import __version__
 from revln.broker import canary_key, redis_url
 from revln.db.jobs import count_by_status, drain_rate
+from revln.db.webhook_log import count_by_state
 from revln.db.workers import list_workers
 from revln.errors import RevlnError
 
@@ -89,10 +90,13 @@ def metrics(state: State) -> Response:
     items = Gauge("revln_open_items", "Items accepted and not yet done.", ["kind"], registry=registry)
     workers = Gauge("revln_workers", "Workers heard of within 30 s.", registry=registry)
     rate = Gauge("revln_items_per_second", "Items finished per second over the last minute.", registry=registry)
+    webhooks = Gauge("revln_webhooks", "Deliveries in the log, by state.", ["state"], registry=registry)
     with state.db.read() as connection:
         for kind, status, count, waiting in count_by_status(connection):
             jobs.labels(kind, status).set(count)
             items.labels(kind).inc(waiting)
         workers.set(len(list_workers(connection)))
         rate.set(drain_rate(connection))
+        for name, count in count_by_state(connection).items():
+            webhooks.labels(name).set(count)
     return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

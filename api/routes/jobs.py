@@ -21,7 +21,7 @@ from api.problems import invalid
 from api.requests import JobRequest, SubmitBody
 from api.state import ApiState, State
 from api.submission import submit
-from api.views import etag, job_view, matches, result_view, timestamp
+from api.views import etag, job_view, matches, result_view
 from revln.db import job_changes
 from revln.db import jobs as db_jobs
 from revln.db.jobs import Job, JobFilter
@@ -29,6 +29,7 @@ from revln.db.results import result_items
 from revln.errors import NotFound, UnsupportedMedia
 from revln.jobs.kinds import KINDS, queue_name
 from revln.jobs.state import JobStatus
+from revln.timestamps import timestamp
 
 __all__ = ["router"]
 

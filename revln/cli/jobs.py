@@ -37,6 +37,7 @@ __all__ = [
     "timeout_option",
     "url_option",
     "wait_option",
+    "webhook_option",
 ]
 
 PRIORITIES = [each.value for each in Priority]
@@ -54,6 +55,7 @@ priority_option = click.option(
     "--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True, help="Which queue."
 )
 wait_option = click.option("--wait/--no-wait", default=True, show_default=True, help="Wait and print the result.")
+webhook_option = click.option("--webhook", metavar="URL", help="Where to tell of its start and its end.")
 timeout_option = click.option("--timeout", type=click.FloatRange(min=0), help="Wait no longer than this many seconds.")
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the API's own JSON, for programs.")
 
@@ -75,11 +77,19 @@ def kind_command(name: str) -> click.Command:
     kind = KINDS[name]
 
     def run(
-        body: str, model: str | None, priority: str, wait: bool, timeout: float | None, url: str | None, as_json: bool
+        body: str,
+        model: str | None,
+        priority: str,
+        webhook: str | None,
+        wait: bool,
+        timeout: float | None,
+        url: str | None,
+        as_json: bool,
     ) -> int:
         given = read_input(body)
         with connect(url) as client:
-            found = client.submit(name, given, model=model, priority=priority)
+            hook = {"url": webhook} if webhook else None
+            found = client.submit(name, given, model=model, priority=priority, webhook=hook)
             if not wait:
                 show_job(found, as_json)
                 return 0
@@ -94,6 +104,7 @@ def kind_command(name: str) -> click.Command:
         click.argument("body", metavar="INPUT"),
         click.option("--model", help="The model to use.  [default: the server's]"),
         priority_option,
+        webhook_option,
         wait_option,
         timeout_option,
         url_option,

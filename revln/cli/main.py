@@ -39,6 +39,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "collection": ("revln.cli.jobs:collection", "Make a collection, show it, or delete it."),
         "collections": ("revln.cli.jobs:collections", "List the collections."),
+        "webhooks": (
+            "revln.cli.webhooks:webhooks",
+            "Show what was told of jobs, tell it again, test a receiver, look after the secret.",
+        ),
         "models": ("revln.cli.models:models", "List the models, show one, load it or let go of it."),
     },
     "Run its parts one by one": {

@@ -65,22 +65,18 @@ class UrlPoster(Guarded):
         """
         deadline = Deadline(self._timeout_s)
         target = postable(url, self._allow_private)
+        sent: list[tuple[bytes | str, bytes | str]] = [
+            ("Host", target.authority),
+            ("Content-Length", str(len(body))),
+            ("Accept-Encoding", "identity"),
+            ("Connection", "close"),
+            ("User-Agent", "revln/0.1"),
+            *headers.items(),
+        ]
         late = f"{target.shown} did not answer within {self._timeout_s:g} s."
         with (
             self._connection(target, deadline, 0, late) as connection,
-            connection.stream(
-                "POST",
-                target.url,
-                headers={
-                    "Host": target.authority,
-                    "Content-Length": str(len(body)),
-                    "Accept-Encoding": "identity",
-                    "Connection": "close",
-                    "User-Agent": "revln/0.1",
-                    **headers,
-                },
-                content=body,
-            ) as response,
+            connection.stream("POST", target.url, headers=sent, content=body) as response,
         ):
             # The body is not read: how much there is of it, and whether it ever ends, changes nothing, and what a
             # stranger's server says is nobody's to see.

@@ -49,7 +49,12 @@ def test_every_row_of_the_errors_table_has_the_status_that_the_code_has() -> Non
 
 
 def test_every_route_stands_in_the_documentation(openapi: dict[str, Any]) -> None:
-    examples = {"{job_id}": ("{id}", "$ID"), "{name}": ("holiday", "clip"), "{sha256}": ("e95375…",)}
+    examples = {
+        "{job_id}": ("{id}", "$ID"),
+        "{name}": ("holiday", "clip"),
+        "{sha256}": ("e95375…",),
+        "{webhook_id}": ("msg_01a2150cc2ed717695fc4e5428cd8750",),
+    }
     for path in openapi["paths"]:
         variable = next((part for part in examples if part in path), "")
         spelled = [path.replace(variable, word) for word in examples.get(variable, ("",))]

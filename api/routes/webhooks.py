@@ -1,0 +1,205 @@
+"""What was told of jobs, and what came of it: the delivery log, replays, tests, secrets."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Query
+from pydantic import Field
+
+from api.answers import DeliveryDetail, DeliveryPage, EnabledAnswer, ReplayAnswer, SecretsAnswer
+from api.paging import decode_cursor, encode_cursor
+from api.problems import invalid
+from api.routes.jobs import JobId
+from api.state import ApiState, State
+from api.views import delivery_view
+from revln.db import webhook_log
+from revln.db.jobs import get_job
+from revln.db.tables import DEFAULT_TENANT
+from revln.db.webhook_secrets import WebhookSecret, rotate_secret, webhook_secrets
+from revln.errors import FetchRefused
+from revln.fetch import postable
+from revln.jobs.schemas import Strict
+from revln.jobs.webhooks import DeliveryState, WebhookUrl
+from revln.timestamps import timestamp
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1", tags=["webhooks"])
+
+_DAY_S = 86_400.0
+Limit = Annotated[int, Query(ge=1, le=1_000)]
+
+
+class UrlBody(Strict):
+    url: WebhookUrl
+
+
+class ReplayBody(Strict):
+    """Without an id: everything of the job that was not delivered."""
+
+    id: Annotated[str, Field(pattern=r"^msg_[0-9a-f]{32}$", description="One, delivered or not.")] | None = None
+
+
+class RangeBody(Strict):
+    """When it happened that was not told: RFC 3339, UTC if it names no zone."""
+
+    since: datetime
+    until: datetime | None = None
+
+
+class RotateBody(Strict):
+    secret: Annotated[str, Field(max_length=128)] | None = Field(
+        None, description="whsec_ and 24 to 64 bytes as base64; a random one if you leave it out."
+    )
+    overlap_s: Annotated[float, Field(ge=0, le=30 * _DAY_S)] = Field(
+        _DAY_S, description="For how long the former secret signs too."
+    )
+
+
+@router.get(
+    "/jobs/{job_id}/webhooks",
+    summary="List what was told of a job, newest first, with every attempt",
+    responses={200: {"model": DeliveryPage}},
+)
+def list_of_job(job_id: JobId, state: State, limit: Limit = 100, cursor: str | None = None) -> dict[str, Any]:
+    with state.db.read() as connection:
+        tenant = get_job(connection, job_id).tenant
+    return _page(state, tenant, limit, cursor, job_id=job_id)
+
+
+@router.post(
+    "/jobs/{job_id}/webhooks/replay",
+    status_code=202,
+    summary="Tell again what of a job was not delivered, or one event whatever came of it",
+    responses={202: {"model": ReplayAnswer}},
+)
+def replay_of_job(job_id: JobId, state: State, body: ReplayBody | None = None) -> dict[str, int]:
+    """The webhook-id stays the same, and the schedule of tries begins anew."""
+    with state.db.read() as connection:
+        tenant = get_job(connection, job_id).tenant
+    if body is None or body.id is None:
+        return {"replayed": webhook_log.replay(state.db, tenant, job_id=job_id)}
+    webhook_log.replay_one(state.db, tenant, job_id, body.id)
+    return {"replayed": 1}
+
+
+@router.get("/webhooks", summary="List what was told, newest first", responses={200: {"model": DeliveryPage}})
+def list_all(
+    state: State,
+    status: Annotated[DeliveryState | None, Query(alias="state")] = None,
+    limit: Limit = 100,
+    cursor: str | None = None,
+) -> dict[str, Any]:
+    return _page(state, DEFAULT_TENANT, limit, cursor, state=status)
+
+
+@router.post(
+    "/webhooks/replay",
+    status_code=202,
+    summary="Tell again what was not delivered in a span of time",
+    responses={202: {"model": ReplayAnswer}},
+)
+def replay_range(body: RangeBody, state: State) -> dict[str, int]:
+    """For after an outage of yours. Progress is left out."""
+    until = _seconds(body.until) if body.until else None
+    return {"replayed": webhook_log.replay(state.db, DEFAULT_TENANT, since=_seconds(body.since), until=until)}
+
+
+@router.post(
+    "/webhooks/test",
+    status_code=202,
+    summary="Send a test to a URL: one try, signed as every event is",
+    responses={202: {"model": DeliveryDetail}},
+)
+def test(body: UrlBody, state: State) -> dict[str, Any]:
+    """Read `GET /v1/webhooks/{id}` to see what came of it."""
+    try:
+        target = postable(body.url, state.settings.webhook_private_addresses)
+    except FetchRefused as err:
+        raise invalid("/url", err.message) from err
+    return delivery_view(webhook_log.send_test(state.db, DEFAULT_TENANT, body.url, target.shown), detail=True)
+
+
+@router.post(
+    "/webhooks/enable",
+    summary="Let a URL that answered 410 be told again",
+    responses={200: {"model": EnabledAnswer}},
+)
+def enable(body: UrlBody, state: State) -> dict[str, Any]:
+    """What it missed is not told by itself: replay it."""
+    webhook_log.enable(state.db, DEFAULT_TENANT, body.url)
+    return {"url": body.url, "enabled": True}
+
+
+@router.get(
+    "/webhooks/secret",
+    summary="Read the secrets that sign your webhooks, the newest first",
+    responses={200: {"model": SecretsAnswer}},
+)
+def read_secret(state: State) -> dict[str, Any]:
+    return _secrets_view(webhook_secrets(state.db, DEFAULT_TENANT))
+
+
+@router.post(
+    "/webhooks/secret/rotate",
+    summary="Put a new secret in place; the former one signs beside it for a while",
+    responses={200: {"model": SecretsAnswer}},
+)
+def rotate(state: State, body: Annotated[RotateBody | None, Body()] = None) -> dict[str, Any]:
+    body = body or RotateBody()
+    _check_secret(body.secret)
+    return _secrets_view(rotate_secret(state.db, DEFAULT_TENANT, body.secret, body.overlap_s))
+
+
+@router.get(
+    "/webhooks/{webhook_id}",
+    summary="Read one delivery with what it tells",
+    responses={200: {"model": DeliveryDetail}},
+)
+def read(webhook_id: str, state: State) -> dict[str, Any]:
+    with state.db.read() as connection:
+        found = webhook_log.get_delivery(connection, DEFAULT_TENANT, webhook_id[:80].replace("\x00", "\ufffd"))
+    return delivery_view(found, detail=True)
+
+
+def _check_secret(given: str | None) -> None:
+    # Not a validator of the body: what pydantic refuses is said back, and a secret is not.
+    if given is None:
+        return
+    try:
+        size = len(base64.b64decode(given.removeprefix("whsec_"), validate=True))
+    except (binascii.Error, ValueError):
+        size = 0
+    if not given.startswith("whsec_") or not 24 <= size <= 64:
+        raise invalid("/secret", "whsec_ and 24 to 64 random bytes as base64 are wanted")
+
+
+def _page(of: ApiState, tenant: str, limit: int, cursor: str | None, **wanted: Any) -> dict[str, Any]:
+    position = decode_cursor(cursor, float, str)
+    before = (position[0], position[1]) if position else None
+    with of.db.read() as connection:
+        found = webhook_log.list_deliveries(connection, tenant, limit + 1, before=before, **wanted)
+    page = found[:limit]
+    more = encode_cursor([page[-1].created_at, page[-1].id]) if len(found) > limit else None
+    return {"webhooks": [delivery_view(each) for each in page], "next_cursor": more}
+
+
+def _seconds(at: datetime) -> float:
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
+def _secrets_view(secrets: list[WebhookSecret]) -> dict[str, Any]:
+    return {
+        "secrets": [
+            {
+                "secret": each.secret,
+                "created_at": timestamp(each.created_at),
+                "expires_at": timestamp(each.expires_at),
+            }
+            for each in secrets
+        ]
+    }
