@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import JSON, Connection, Table
@@ -58,8 +59,7 @@ def _with_json(row: Row, places: list[int]) -> Row:
 
 def seqs_of_items(connection: Connection, collection_id: str, item_ids: list[str]) -> dict[str, int]:
     """The live row of each of the items that are there."""
-    return dict(_rows(connection, "SELECT item_id, seq FROM items WHERE collection_id = {} AND item_id IN ({})",
-                      collection_id, item_ids))  # fmt: skip
+    return dict(_by_keys(connection, "item_id, seq", "items", "item_id", collection_id, item_ids))
 
 
 def move_items(connection: Connection, moved: Sequence[tuple[int, str, str]]) -> None:
@@ -72,65 +72,73 @@ def move_items(connection: Connection, moved: Sequence[tuple[int, str, str]]) ->
         )  # fmt: skip
         return
     seqs, _, item_ids = (list(column) for column in zip(*moved, strict=True))
+    # They are all there. An update that joins them to the table may read the whole of it; this goes by the index.
     connection.exec_driver_sql(
-        "UPDATE items SET seq = new.seq FROM unnest(%s::bigint[], %s::varchar[]) AS new (seq, item_id) "
-        "WHERE items.collection_id = %s AND items.item_id = new.item_id",
-        (seqs, item_ids, moved[0][1]),
+        "INSERT INTO items (collection_id, item_id, seq) SELECT %s, * FROM unnest(%s::varchar[], %s::bigint[]) "
+        "ON CONFLICT (collection_id, item_id) DO UPDATE SET seq = excluded.seq",
+        (moved[0][1], item_ids, seqs),
     )
 
 
 def delete_items(connection: Connection, collection_id: str, item_ids: list[str]) -> None:
-    if item_ids:
-        _execute(connection, "DELETE FROM items WHERE collection_id = {} AND item_id IN ({})", collection_id, item_ids)
+    if not item_ids:
+        return
+    if connection.dialect.name == "sqlite":
+        statement = "DELETE FROM items WHERE collection_id = ? AND item_id IN (SELECT value FROM json_each(?))"
+        connection.exec_driver_sql(statement, (collection_id, json.dumps(item_ids)))
+        return
+    # By their places, which stay: the collection's row is locked.
+    statement, values = _lookup(connection, "ctid", "items", "item_id", collection_id, item_ids)
+    connection.exec_driver_sql(f"DELETE FROM items WHERE ctid = ANY(ARRAY({statement}))", values)  # noqa: S608
 
 
 def log_after(connection: Connection, collection_id: str, after_seq: int, limit: int) -> list[Row]:
     """(seq, replaces_seq, vector) of the next rows."""
-    statement = (
-        "SELECT seq, replaces_seq, vector FROM vectors WHERE collection_id = {} AND seq > {} ORDER BY seq LIMIT {}"
-    )
-    return _fetch(connection, statement, collection_id, after_seq, limit)
+    # Bounded by seq, which has no gaps: by LIMIT alone, PostgreSQL may read and sort all the rest for each page.
+    statement = "SELECT seq, replaces_seq, vector FROM vectors WHERE collection_id = ? AND seq > ? AND seq <= ?"
+    found = _fetch(connection, statement, (collection_id, after_seq, after_seq + limit))
+    return sorted(found, key=itemgetter(0))
 
 
 def vectors_at(connection: Connection, collection_id: str, seqs: list[int]) -> list[Row]:
     """(seq, vector) of those rows that hold one, ascending."""
-    statement = ("SELECT seq, vector FROM vectors WHERE collection_id = {} AND seq IN ({}) AND vector IS NOT NULL "
-                 "ORDER BY seq")  # fmt: skip
-    return _rows(connection, statement, collection_id, seqs)
+    found = _by_keys(connection, "seq, vector", "vectors", "seq", collection_id, seqs)
+    return sorted((row for row in found if row[1] is not None), key=itemgetter(0))
 
 
 def item_seqs(connection: Connection, collection_id: str) -> Iterator[int]:
-    for row in _fetch(connection, "SELECT seq FROM items WHERE collection_id = {}", collection_id):
+    for row in _fetch(connection, "SELECT seq FROM items WHERE collection_id = ?", (collection_id,)):
         yield row[0]
 
 
 # --- how each database is spoken to ----------------------------------------------------------------------------------
 
 
-def _spelled(connection: Connection, statement: str) -> str:
-    """``{}`` as the driver's mark, ``IN ({})`` as membership in one array."""
+def _by_keys(
+    connection: Connection, columns: str, table: str, key: str, collection_id: str, keys: list[Any]
+) -> list[Row]:
+    return _fetch(connection, *_lookup(connection, columns, table, key, collection_id, keys)) if keys else []
+
+
+def _lookup(
+    connection: Connection, columns: str, table: str, key: str, collection_id: str, keys: list[Any]
+) -> tuple[str, Row]:
+    """What `revln.db.keyed.by_keys` says, in the driver's own words."""
     if connection.dialect.name == "sqlite":
-        return statement.replace("IN ({})", "IN (SELECT value FROM json_each(?))").replace("{}", "?")
-    return statement.replace("IN ({})", "= ANY(%s)").replace("{}", "%s")
+        wanted = "IN (SELECT value FROM json_each(?))"
+        statement = f"SELECT {columns} FROM {table} WHERE collection_id = ? AND {key} {wanted}"  # noqa: S608
+        return statement, (collection_id, json.dumps(keys))
+    kind = "bigint" if key == "seq" else "varchar"
+    statement = (
+        f"SELECT found.* FROM unnest(%s::{kind}[]) AS wanted (key), LATERAL (SELECT {columns} FROM {table} "  # noqa: S608
+        f"WHERE collection_id = %s AND {key} = wanted.key OFFSET 0) AS found"
+    )
+    return statement, (keys, collection_id)
 
 
-def _values(connection: Connection, collection_id: str, wanted: list[Any]) -> Row:
-    return collection_id, json.dumps(wanted) if connection.dialect.name == "sqlite" else wanted
-
-
-def _rows(connection: Connection, statement: str, collection_id: str, wanted: list[Any]) -> list[Row]:
-    if not wanted:
-        return []
-    return _fetch(connection, statement, *_values(connection, collection_id, wanted))
-
-
-def _execute(connection: Connection, statement: str, collection_id: str, wanted: list[Any]) -> None:
-    connection.exec_driver_sql(_spelled(connection, statement), _values(connection, collection_id, wanted))
-
-
-def _fetch(connection: Connection, statement: str, *values: Any) -> list[Row]:
+def _fetch(connection: Connection, statement: str, values: Row) -> list[Row]:
     with _cursor(connection) as cursor:
-        cursor.execute(_spelled(connection, statement), values)
+        cursor.execute(statement if connection.dialect.name == "sqlite" else statement.replace("?", "%s"), values)
         found: list[Row] = cursor.fetchall()
         return found
 

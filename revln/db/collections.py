@@ -13,9 +13,10 @@ from sqlalchemy import Connection, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 from uuid_utils.compat import uuid7
 
-from revln.db import tables
+from revln.db import bulk, tables
 from revln.db.engine import Database, db_now
 from revln.db.filters import filter_clause
+from revln.db.keyed import by_keys, in_index_order
 from revln.errors import Conflict, NotFound
 from revln.jobs.filters import Filter
 
@@ -146,9 +147,9 @@ def live_seqs(connection: Connection, collection_id: str, item_ids: Sequence[str
     live: dict[str, int | None] = {}
     unique = list(dict.fromkeys(item_ids))
     for start in range(0, len(unique), _IN_BATCH):
-        query = select(columns.item_id, columns.seq).where(
-            columns.collection_id == collection_id, columns.item_id.in_(unique[start : start + _IN_BATCH])
-        )
+        part = unique[start : start + _IN_BATCH]
+        owner = columns.collection_id == collection_id
+        query = by_keys(connection, [columns.item_id, columns.seq], owner, columns.item_id, part)
         live.update({row.item_id: row.seq for row in connection.execute(query)})
     return live
 
@@ -156,12 +157,12 @@ def live_seqs(connection: Connection, collection_id: str, item_ids: Sequence[str
 def rows_by_seq(connection: Connection, collection_id: str, seqs: Sequence[int]) -> dict[int, dict[str, Any]]:
     """What a search shows of the rows that it found."""
     columns = tables.vectors.c
+    shown = [columns.seq, columns.item_id, columns.text, columns.metadata, columns.image_sha256]
     found: dict[int, dict[str, Any]] = {}
     unique = list(dict.fromkeys(seqs))
     for start in range(0, len(unique), _IN_BATCH):
-        query = select(columns.seq, columns.item_id, columns.text, columns.metadata, columns.image_sha256).where(
-            columns.collection_id == collection_id, columns.seq.in_(unique[start : start + _IN_BATCH])
-        )
+        part = unique[start : start + _IN_BATCH]
+        query = by_keys(connection, shown, columns.collection_id == collection_id, columns.seq, part)
         found.update({row.seq: dict(row._mapping) for row in connection.execute(query)})
     return found
 
@@ -193,20 +194,8 @@ def matching_seqs(
 
 def item_vectors(connection: Connection, collection_id: str, item_ids: Sequence[str]) -> dict[str, bytes]:
     """The live vectors of items by id; ids that are not there are left out."""
-    vectors, items = tables.vectors.c, tables.items.c
-    found: dict[str, bytes] = {}
-    unique = list(dict.fromkeys(item_ids))
-    for start in range(0, len(unique), _IN_BATCH):
-        query = (
-            select(items.item_id, vectors.vector)
-            .join(
-                tables.vectors,
-                (vectors.collection_id == items.collection_id) & (vectors.seq == items.seq),
-            )
-            .where(items.collection_id == collection_id, items.item_id.in_(unique[start : start + _IN_BATCH]))
-        )
-        found.update({row.item_id: row.vector for row in connection.execute(query)})
-    return found
+    of_seq = {seq: item for item, seq in live_seqs(connection, collection_id, item_ids).items() if seq is not None}
+    return {of_seq[seq]: vector for seq, vector in bulk.vectors_at(connection, collection_id, list(of_seq))}
 
 
 def list_items(
@@ -219,6 +208,7 @@ def list_items(
     with_vectors: bool = False,
 ) -> list[dict[str, Any]]:
     """Live items in the order of their ids, a page at a time."""
+    in_index_order(connection)
     vectors, items = tables.vectors.c, tables.items.c
     shown = [items.item_id, items.seq, vectors.text, vectors.metadata, vectors.image_sha256]
     query = (

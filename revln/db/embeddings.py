@@ -9,6 +9,7 @@ from sqlalchemy import Connection, select
 
 from revln.db import tables
 from revln.db.engine import Database, db_now
+from revln.db.keyed import by_keys
 from revln.db.upsert import insert_or_ignore
 
 __all__ = ["cached_vectors", "store_vectors"]
@@ -23,9 +24,8 @@ def cached_vectors(connection: Connection, fingerprint: str, keys: Sequence[str]
     found: dict[str, bytes] = {}
     unique = list(dict.fromkeys(keys))
     for start in range(0, len(unique), _IN_BATCH):
-        query = select(columns.content_key, columns.vector).where(
-            columns.fingerprint == fingerprint, columns.content_key.in_(unique[start : start + _IN_BATCH])
-        )
+        part, owner = unique[start : start + _IN_BATCH], columns.fingerprint == fingerprint
+        query = by_keys(connection, [columns.content_key, columns.vector], owner, columns.content_key, part)
         found.update({row.content_key: row.vector for row in connection.execute(query)})
     return found
 

@@ -23,6 +23,7 @@ from uuid_utils.compat import uuid7
 from revln.db import tables
 from revln.db.collections import Collection, get_collection
 from revln.db.engine import db_now
+from revln.db.keyed import in_index_order
 from revln.db.log import LogEntry, append_log
 from revln.errors import CollectionMoved, Conflict, NotFound
 
@@ -126,12 +127,12 @@ def changes_after(connection: Connection, collection_id: str, after_seq: int, li
     vectors, items = tables.vectors.c, tables.items.c
     shown = [vectors.seq, vectors.op, vectors.item_id, vectors.content_key, vectors.text, vectors.metadata,
              vectors.image_sha256]  # fmt: skip
+    # Bounded by seq, which has no gaps, and each item looked up by itself: no plan of these reads the whole log.
+    live_seq = select(items.seq).where(items.collection_id == vectors.collection_id, items.item_id == vectors.item_id)
     rows = connection.execute(
-        select(*shown, items.seq.label("live_seq"))
-        .outerjoin(tables.items, and_(items.collection_id == vectors.collection_id, items.item_id == vectors.item_id))
-        .where(vectors.collection_id == collection_id, vectors.seq > after_seq)
+        select(*shown, live_seq.scalar_subquery().label("live_seq"))
+        .where(vectors.collection_id == collection_id, vectors.seq > after_seq, vectors.seq <= after_seq + limit)
         .order_by(vectors.seq)
-        .limit(limit)
     ).all()
     return Changes(
         live=[dict(row._mapping) for row in rows if row.seq == row.live_seq],
@@ -170,6 +171,7 @@ def missing_items(
     connection: Connection, shadow: Collection, limit: int, after_id: str | None = None
 ) -> list[dict[str, Any]]:
     """Live items that a shadow does not have, in the order of their ids."""
+    in_index_order(connection)
     vectors, items, theirs = tables.vectors.c, tables.items.c, tables.items.alias("theirs")
     query = (
         select(vectors.item_id, vectors.content_key, vectors.text, vectors.metadata, vectors.image_sha256)
