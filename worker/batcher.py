@@ -14,8 +14,9 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import Any
@@ -24,10 +25,14 @@ from revln.errors import ItemError, RevlnError, Unavailable
 from revln.jobs.kinds import Priority
 from revln.models.base import Model, Operation, Overlapping
 from revln.models.memory import out_of_memory
+from worker.watchdog import Waiting
 
 __all__ = ["Batcher"]
 
 log = logging.getLogger(__name__)
+
+# What watches a forward pass: what it is, who waits for it, who stands in line behind it.
+Watch = Callable[[str, Sequence[Waiting], Callable[[], Iterable[Waiting]]], AbstractContextManager[None]]
 
 _LANES = tuple(Priority)  # interactive, normal, bulk
 
@@ -39,6 +44,7 @@ class _Waiting:
     key: Hashable
     future: Future[Any]
     since: float
+    owner: Waiting | None
 
 
 class _Ahead:
@@ -60,10 +66,17 @@ class Batcher:
     """Runs a model's forward passes, one at a time, on batches that fill themselves."""
 
     def __init__(
-        self, model: Model, *, max_batch: int = 0, max_wait_s: float = 0.004, overlap: bool | None = None
+        self,
+        model: Model,
+        *,
+        max_batch: int = 0,
+        max_wait_s: float = 0.004,
+        overlap: bool | None = None,
+        watch: Watch = lambda *_: nullcontext(),
     ) -> None:
         """``max_batch`` of 0 takes the model's own limit for its device; ``overlap`` of None is: on a GPU."""
         self._model = model
+        self._watch = watch
         if overlap is None:
             overlap = model.device != "cpu"  # there, preparing and computing would share the same cores
         self._overlapping = model if overlap and isinstance(model, Overlapping) else None
@@ -78,10 +91,19 @@ class Batcher:
         self._thread = Thread(target=self._run, name=f"batcher-{model.info.name}", daemon=True)
         self._thread.start()
 
-    def submit(self, operation: Operation, prepared: Any, priority: Priority, *, alone: bool = False) -> Future[Any]:
+    def submit(
+        self,
+        operation: Operation,
+        prepared: Any,
+        priority: Priority,
+        *,
+        alone: bool = False,
+        owner: Waiting | None = None,
+    ) -> Future[Any]:
         """Queue one prepared item; the future holds the model's raw output, or the error of this one item.
 
         ``alone`` keeps it out of shared batches: what has crashed a process once shall not take others with it.
+        ``owner`` is the lease for which it is done.
         """
         future: Future[Any] = Future()
         key: Hashable = object() if alone else (operation, self._model.merge_key(operation, prepared))
@@ -89,7 +111,7 @@ class Batcher:
             if self._closed:
                 future.set_exception(Unavailable("The worker is shutting down."))
                 return future
-            self._lanes[priority].append(_Waiting(operation, prepared, key, future, time.monotonic()))
+            self._lanes[priority].append(_Waiting(operation, prepared, key, future, time.monotonic(), owner))
             self._changed.notify_all()
         return future
 
@@ -179,9 +201,18 @@ class Batcher:
         if not batch:
             return [], None
         try:
-            return batch, model.collate(batch[0].operation, [waiting.prepared for waiting in batch])
+            with self._watched(batch):
+                return batch, model.collate(batch[0].operation, [waiting.prepared for waiting in batch])
         except Exception:  # noqa: BLE001 - the forward pass will meet it again, and find out whose fault it is
             return batch, None
+
+    def _watched(self, batch: Sequence[_Waiting]) -> AbstractContextManager[None]:
+        what = f"{batch[0].operation} of {len(batch)} items by {self._model.info.name}"
+        return self._watch(what, _owners(batch), self._in_line)
+
+    def _in_line(self) -> list[Waiting]:
+        with self._changed:
+            return _owners(waiting for lane in self._lanes.values() for waiting in lane)
 
     def _ready(self, key: Hashable) -> int:
         return sum(1 for lane in self._lanes.values() for waiting in lane if waiting.key == key)
@@ -189,10 +220,11 @@ class Batcher:
     def _complete(self, batch: Sequence[_Waiting], collated: Any = None) -> None:
         operation = batch[0].operation
         try:
-            if collated is not None and self._overlapping is not None:
-                outputs = self._overlapping.forward_collated(operation, collated)
-            else:
-                outputs = self._model.forward(operation, [waiting.prepared for waiting in batch])
+            with self._watched(batch):
+                if collated is not None and self._overlapping is not None:
+                    outputs = self._overlapping.forward_collated(operation, collated)
+                else:
+                    outputs = self._model.forward(operation, [waiting.prepared for waiting in batch])
             if len(outputs) != len(batch):
                 raise RuntimeError(f"forward returned {len(outputs)} outputs for {len(batch)} items")
         except Exception as err:  # noqa: BLE001 - a batch ends here; the error goes to its items
@@ -215,6 +247,10 @@ class Batcher:
         half = len(batch) // 2
         self._complete(batch[:half])
         self._complete(batch[half:])
+
+
+def _owners(batch: Iterable[_Waiting]) -> list[Waiting]:
+    return list({waiting.owner for waiting in batch if waiting.owner is not None})
 
 
 def _fail(future: Future[Any], err: BaseException) -> None:

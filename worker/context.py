@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -96,6 +97,10 @@ class Context:
             raws = [line for line in data.split(b"\n") if line.strip()]
         for offset, raw in enumerate(raws):
             yield Todo(claim.first_index + offset, raw)
+
+    def watched(self, what: str) -> AbstractContextManager[None]:
+        """Around work of this chunk in a thread of its own that might hang."""
+        return self.runtime.watchdog.forward(what, [self.lease])
 
     def gather(self, futures: Iterable[Any], *, shared: bool = False) -> list[Any]:
         """Wait for each future, noticing cancellation and deadlines; an item's error, or what is no future, stays.

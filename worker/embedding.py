@@ -165,7 +165,11 @@ def _prepare(context: Context, loaded: LoadedModel, content: Content) -> Future[
     model = loaded.model
     item: Any = content.text
     if content.operation is Operation.EMBED_IMAGE:
-        data = image_bytes(context.runtime, content)
-        item = decode_image(data, context.runtime.image_limits, target_side=model.info.image_size)
-    prepared = model.prepare(content.operation, item)
-    return loaded.batcher.submit(content.operation, prepared, context.priority, alone=context.alone)
+        item = image_bytes(context.runtime, content)
+    with context.watched("preparing an item"):
+        if isinstance(item, bytes):
+            item = decode_image(item, context.runtime.image_limits, target_side=model.info.image_size)
+        prepared = model.prepare(content.operation, item)
+    return loaded.batcher.submit(
+        content.operation, prepared, context.priority, alone=context.alone, owner=context.lease
+    )

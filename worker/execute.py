@@ -44,7 +44,7 @@ def execute(runtime: Runtime, job_id: str, number: int) -> None:
             _call_out(runtime, claim)
         started = time.monotonic()
         timeout_s = KINDS[claim.job.kind].chunk_timeout_s(claim.job.input)
-        with runtime.leases.hold(claim, timeout_s) as lease:
+        with runtime.leases.hold(claim, timeout_s) as lease, runtime.watchdog.chunk(f"chunk {job_id}.{number}", lease):
             try:
                 ended = _run(runtime, lease)
             except LeaseLost as err:

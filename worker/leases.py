@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from threading import Event, Lock, Thread
 
 from revln.db.chunks import Claim, heartbeat, release_chunk
+from revln.db.crashes import charge_crash
 from revln.db.engine import Database
 from revln.db.jobs import cancel_requested
 from revln.errors import DeadlineExceeded, JobCanceled, LeaseLost, RevlnError, TimedOut
@@ -22,6 +23,7 @@ __all__ = ["Lease", "LeaseKeeper"]
 log = logging.getLogger(__name__)
 
 _CANCEL_POLL_S = 1.0
+_HUNG = TimedOut("Its work hung in the worker, which ended itself.")
 
 
 class Lease:
@@ -36,6 +38,11 @@ class Lease:
         self._timeout_s = timeout_s
         self._deadline_at = None if claim.deadline_in_s is None else started + claim.deadline_in_s
         self.progress_at = started
+
+    @property
+    def give_up_at(self) -> float:
+        """When, by `time.monotonic`, nobody waits for its work any more."""
+        return self._timeout_at if self._deadline_at is None else min(self._timeout_at, self._deadline_at)
 
     def progress(self) -> None:
         """Say that the chunk is alive; called whenever an item is done."""
@@ -100,13 +107,19 @@ class LeaseKeeper:
             with self._lock:
                 self._leases.pop(claim.key, None)
 
-    def hand_back(self) -> int:
-        """Give every chunk back to the queue, uncounted, because this worker is going; how many."""
+    def hand_back(self, hung: Collection[object] = ()) -> int:
+        """Give every chunk back to the queue, because this worker is going; how many.
+
+        Uncounted, but for those that hang: they are charged a crash.
+        """
         given = 0
         for lease in self._snapshot():
             lease.lost = True
             try:
-                release_chunk(self._db, lease.claim, error=None, delay_s=0.0, counted=False)
+                if lease in hung:
+                    charge_crash(self._db, lease.claim, _HUNG, self._settings.max_crashes)
+                else:
+                    release_chunk(self._db, lease.claim, error=None, delay_s=0.0, counted=False)
                 given += 1
             except RevlnError as err:
                 log.warning("chunk %s.%d not handed back: %s", *lease.claim.key, err)

@@ -6,6 +6,7 @@ import gc
 import logging
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from revln.models.device import ITEM_BYTES
 from revln.models.memory import give_back_freed_memory, host_memory_bytes
 from revln.models.registry import ModelCatalog
 from revln.settings import Settings
-from worker.batcher import Batcher
+from worker.batcher import Batcher, Watch
 
 __all__ = ["LoadedModel", "Loader", "choose_device", "release_memory"]
 
@@ -44,8 +45,9 @@ class LoadedModel:
 class Loader:
     """Knows how large a model is and what a device holds, loads it, warms it, and lets go of it."""
 
-    def __init__(self, settings: Settings, catalog: ModelCatalog) -> None:
+    def __init__(self, settings: Settings, catalog: ModelCatalog, watch: Watch = lambda *_: nullcontext()) -> None:
         self._settings = settings
+        self._watch = watch
         self._catalog = catalog
         self.device = choose_device(settings)
 
@@ -70,7 +72,12 @@ class Loader:
         started = time.monotonic()
         try:
             model = self._catalog.load(name, self.device)
-            batcher = Batcher(model, max_batch=self._settings.batch_max, max_wait_s=self._settings.batch_wait_ms / 1000)
+            batcher = Batcher(
+                model,
+                max_batch=self._settings.batch_max,
+                max_wait_s=self._settings.batch_wait_ms / 1000,
+                watch=self._watch,
+            )
             try:
                 _warm(model, batcher)
             except BaseException:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-import os
 import warnings
-from threading import Timer
 from typing import Any
 
 from celery import Celery
@@ -20,6 +18,7 @@ from revln.models.memory import keep_freed_memory
 from revln.settings import Settings
 from revln.telemetry import configure_logging
 from worker.execute import execute
+from worker.leaving import leave_hung, leave_in_time
 from worker.runtime import Runtime
 from worker.sweeper import Sweeper
 
@@ -42,10 +41,11 @@ def run(settings: Settings) -> int:
 
     def start(**_: Any) -> None:
         runtime.start()
+        runtime.watchdog.start(lambda works: leave_hung(runtime, works))
         sweeper.start()
 
     worker_init.connect(start, weak=False)
-    worker_shutting_down.connect(lambda **_: _leave_in_time(runtime), weak=False)
+    worker_shutting_down.connect(lambda **_: leave_in_time(runtime), weak=False)
     worker = app.Worker(
         hostname=runtime.worker_id,
         pool="threads",
@@ -104,16 +104,3 @@ def _register(app: Celery, runtime: Runtime) -> None:
         answers.expire(canary_key(nonce), 60)
 
     app.task(canary, name=CANARY_TASK)
-
-
-def _leave_in_time(runtime: Runtime) -> None:
-    """Celery's threads pool waits for running tasks without limit; we hand them back when the grace is over."""
-
-    def leave(*_: Any) -> None:
-        given = runtime.leases.hand_back()
-        log.warning("grace is over: %d chunks handed back", given)
-        os._exit(0)  # the threads that still compute cannot be stopped in any other way; their writes are fenced off
-
-    timer = Timer(runtime.settings.shutdown_grace_s, leave)
-    timer.daemon = True
-    timer.start()

@@ -24,8 +24,10 @@ from worker.filters import FilterCache
 from worker.indexes import IndexCache
 from worker.isolation import Isolation
 from worker.leases import LeaseKeeper
+from worker.loading import Loader
 from worker.model_orders import ModelOrders
 from worker.models import LoadedModels
+from worker.watchdog import Watchdog
 from worker.webhooks import WebhookSender
 
 __all__ = ["Runtime"]
@@ -53,7 +55,8 @@ class Runtime:
         )
         self.image_limits = ImageLimits(max_pixels=settings.max_image_pixels)
         self.catalog = ModelCatalog(settings.models, settings.default_model)
-        self.models = LoadedModels(settings, self.catalog)
+        self.watchdog = Watchdog(settings.stall_s)
+        self.models = LoadedModels(settings, self.catalog, Loader(settings, self.catalog, self.watchdog.forward))
         self.indexes = IndexCache(self.db, self.blobs, self._rebuild)
         self.filters = FilterCache(self.db)
         self.dispatcher = Dispatcher(settings, self.db)
@@ -73,15 +76,19 @@ class Runtime:
         self.webhooks.start()
 
     def stop(self) -> None:
+        self.watchdog.stop()
         self.leases.stop()
         self.webhooks.stop()
         for pool in (*self.prepare_pools.values(), self.fetch_pool):
             pool.shutdown(wait=False, cancel_futures=True)
         self.indexes.close()
         self.models.close()
-        workers.unregister(self.db, self.worker_id)
+        self.unregister()
         self.dispatcher.close()
         self.db.close()
+
+    def unregister(self) -> None:
+        workers.unregister(self.db, self.worker_id)
 
     def _row(self) -> workers.WorkerRow:
         return workers.WorkerRow(

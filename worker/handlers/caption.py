@@ -54,9 +54,11 @@ def _with_image(item: Item | ItemError) -> Item | ItemError:
 def _prepare(context: Context, loaded: LoadedModel, content: Content, evidence: tuple[Evidence, ...]) -> Future[Any]:
     model = loaded.model
     data = image_bytes(context.runtime, content)
-    image = decode_image(data, context.runtime.image_limits, target_side=model.info.image_size)
     names = [one.name for one in fields(CaptionOptions) if one.name in context.input]
     options = CaptionOptions(**{name: context.input[name] for name in names})
-    request = CaptionRequest(image, evidence, context.input["prompt"], options)
-    prepared = model.prepare(Operation.CAPTION, request)
-    return loaded.batcher.submit(Operation.CAPTION, prepared, context.priority, alone=context.alone)
+    with context.watched("preparing a picture"):
+        image = decode_image(data, context.runtime.image_limits, target_side=model.info.image_size)
+        prepared = model.prepare(Operation.CAPTION, CaptionRequest(image, evidence, context.input["prompt"], options))
+    return loaded.batcher.submit(
+        Operation.CAPTION, prepared, context.priority, alone=context.alone, owner=context.lease
+    )
