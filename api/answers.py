@@ -8,12 +8,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from revln.access import Scope
 from revln.jobs.kinds import KINDS, Priority
 from revln.jobs.schemas import ItemFailure
 from revln.jobs.state import JobStatus
 
 __all__ = [
     "RESULTS",
+    "AuditPage",
     "CollectionAnswer",
     "CollectionPage",
     "CollectionsAnswer",
@@ -27,10 +29,13 @@ __all__ = [
     "JobAnswer",
     "JobDoneAnswer",
     "JobPage",
+    "KeyAnswer",
+    "KeysAnswer",
     "ManifestAnswer",
     "ModelAnswer",
     "ModelOrderAnswer",
     "ModelsAnswer",
+    "NewKeyAnswer",
     "Problem",
     "ReadyAnswer",
     "ReplayAnswer",
@@ -286,6 +291,46 @@ class ModelOrderAnswer(_Answer):
     wanted: str = Field(description="load or unload")
     order: int = Field(description="Done in a worker when the `order` in the model's `workers` has come to this.")
     workers: list[str] = Field(description="Those that were alive when it was placed.")
+
+
+class KeyAnswer(_Answer):
+    """An API key, without its secret. Quotas of null: what the service's settings say."""
+
+    id: str
+    tenant: str
+    name: str
+    scopes: list[Scope]
+    live: bool = Field(description="Neither revoked nor expired.")
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    last_used_at: str | None = Field(description="To the minute.")
+    max_queued_items: int | None
+    max_queued_bytes: int | None
+    requests_per_s: float | None
+
+
+class NewKeyAnswer(KeyAnswer):
+    key: str = Field(description="What to send as `Authorization: Bearer …`. It is shown this once.")
+
+
+class KeysAnswer(_Answer):
+    keys: list[KeyAnswer]
+
+
+class AuditEntryAnswer(_Answer):
+    id: int
+    at: str
+    who: str = Field(description="A key's id; or bootstrap (REVLN_API_KEY), owner (no key is set), worker, cli:USER.")
+    tenant: str
+    action: str
+    what: str
+    address: str | None
+
+
+class AuditPage(_Answer):
+    entries: list[AuditEntryAnswer]
+    next_cursor: str | None
 
 
 class ReadyAnswer(_Answer):

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from ipaddress import ip_address
 from typing import Any
 
 import anyio.to_thread
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from api import docs, problems
 from api.answers import Problem
-from api.auth import RequireKey
+from api.auth import OPEN_PATHS, RequireKey
+from api.headers import CORS_EXPOSED, CORS_HEADERS, CORS_METHODS, SecureHeaders
 from api.limits import LimitBody
-from api.routes import collections, generations, health, images, jobs, manifests, models, snapshots, webhooks
+from api.routes import (
+    audit,
+    collections,
+    generations,
+    health,
+    images,
+    jobs,
+    keys,
+    manifests,
+    models,
+    snapshots,
+    webhooks,
+)
 from api.state import ApiState
 from revln import __version__
+from revln.access import is_loopback
 from revln.errors import SettingsError
 from revln.settings import Settings
 from revln.telemetry import configure_logging
@@ -32,10 +47,19 @@ or with an error of its own.
 
 
 class _App(FastAPI):
+    def build_middleware_stack(self) -> ASGIApp:
+        # Around Starlette's own outermost middleware, which answers what nobody expected.
+        return SecureHeaders(super().build_middleware_stack())
+
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            for verbs in super().openapi()["paths"].values():
+            schema = super().openapi()
+            schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            schema["security"] = [{"key": []}]
+            for path, verbs in schema["paths"].items():
                 for operation in verbs.values():
+                    if path in OPEN_PATHS:
+                        operation["security"] = []
                     # FastAPI gives a problem the media type of the route's good answer.
                     problem = operation["responses"]["4XX"]
                     problem["content"] = {"application/problem+json": next(iter(problem["content"].values()))}
@@ -49,7 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         SettingsError: it would listen beyond this machine without a key.
     """
     settings = settings or Settings.from_env()
-    if not settings.api_key.get_secret_value() and not _is_loopback(settings.api_host):
+    if not settings.api_key.get_secret_value() and not is_loopback(settings.api_host):
         raise SettingsError(
             f"REVLN_API_HOST={settings.api_host} is reachable from other machines: set REVLN_API_KEY, or listen on "
             "127.0.0.1."
@@ -74,14 +98,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     # The last added runs first: no byte of a body is read for a stranger.
     app.add_middleware(LimitBody, settings=settings)
-    app.add_middleware(RequireKey, key=settings.api_key.get_secret_value())
-    for module in (jobs, images, manifests, collections, generations, snapshots, models, webhooks, health, docs):
+    app.add_middleware(RequireKey, settings=settings)
+    if settings.cors_origin_list:  # outside the key: a browser asks first, and without one
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origin_list,
+            allow_methods=CORS_METHODS,
+            allow_headers=CORS_HEADERS,
+            expose_headers=CORS_EXPOSED,
+        )
+    yours = (jobs, images, manifests, collections, generations, snapshots, webhooks, keys, audit)
+    for module in (*yours, models, health, docs):
         app.include_router(module.router, responses={"4XX": {"description": "A problem", "model": Problem}})
     return app
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

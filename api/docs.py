@@ -5,6 +5,8 @@ FastAPI's own page loads its viewer from another host, which a closed network do
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import HTMLResponse
+
+from api.headers import content_policy
 
 __all__ = ["router"]
 
@@ -28,6 +32,7 @@ td, th { text-align: left; vertical-align: top; padding: .25rem .8rem .25rem 0; 
 .verb { display: inline-block; width: 4.5rem; font-weight: 600 } .note { color: #666 }
 .get { color: #1a66b3 } .post { color: #2a7d2f } .put { color: #a15c00 } .delete { color: #b3261e }
 """
+_POLICY = content_policy(f"style-src 'sha256-{base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()}'")
 _CODE = re.compile(r"``?([^`]+)``?")
 _LIMITS = {
     "minimum": "≥ {}", "maximum": "≤ {}", "exclusiveMinimum": "> {}", "minLength": "≥ {} characters",
@@ -39,7 +44,7 @@ _LIMITS = {
 @router.get("/docs")
 async def docs(request: Request) -> HTMLResponse:
     app: FastAPI = request.app
-    return HTMLResponse("".join(_page(app.openapi())))
+    return HTMLResponse("".join(_page(app.openapi())), headers={"Content-Security-Policy": _POLICY})
 
 
 def _page(api: dict[str, Any]) -> Iterator[str]:

@@ -26,6 +26,17 @@ def decode_cursor(cursor: str | None, *types: type) -> list[Any] | None:
     except (ValueError, RecursionError):
         position = None
     right = isinstance(position, list) and [type(part) for part in position] == list(types)
-    if not right or not all(math.isfinite(part) if isinstance(part, float) else is_storable(part) for part in position):
+    if not right or not all(_fits(part) for part in position):
         raise invalid("/cursor", "not a cursor of this listing; use next_cursor of the page before, or leave it out")
     return list(position)
+
+
+def _fits(part: Any) -> bool:
+    """Whether the database can be asked about it."""
+    match part:
+        case float():
+            return math.isfinite(part)
+        case int():
+            return abs(part) < 2**63
+        case _:
+            return is_storable(part)

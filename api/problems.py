@@ -14,8 +14,10 @@ from starlette.responses import JSONResponse
 from revln.errors import (
     Conflict,
     FieldError,
+    Forbidden,
     IdempotencyMismatch,
     ImageError,
+    InsufficientScope,
     ItemError,
     ItemNotFound,
     JobError,
@@ -62,6 +64,7 @@ STATUS: dict[type[RevlnError], int] = {
     RevlnError: 500,
     UsersError: 400,
     Unauthorized: 401,
+    Forbidden: 403,
     NotFound: 404,
     Conflict: 409,
     PayloadTooLarge: 413,
@@ -86,6 +89,10 @@ def problem_response(error: RevlnError, instance: str) -> JSONResponse:
     more: dict[str, Any] = {}
     if isinstance(error, ValidationFailed) and error.errors:
         more["errors"] = [{"detail": one.detail, "pointer": one.pointer} for one in error.errors[:_MOST_ERRORS]]
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    elif isinstance(error, InsufficientScope):
+        headers["WWW-Authenticate"] = f'Bearer error="{error.code}", scope="{error.scope}"'
     if isinstance(error, TooBusy):
         headers["Retry-After"] = str(error.retry_after_s)
     elif status_of(error) == 503:

@@ -6,6 +6,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from api.keyring import KeyRing
 from api.publisher import Publisher
 from api.waiting import Waiter
 from revln.blobs import BlobStore
@@ -14,6 +15,7 @@ from revln.db.engine import Database
 from revln.images import ImageLimits
 from revln.models.registry import ModelCatalog
 from revln.settings import Settings
+from revln.uploads import Uploads
 
 __all__ = ["ApiState", "State"]
 
@@ -25,6 +27,8 @@ class ApiState:
         self.settings = settings
         self.db = Database(settings.resolved_database_url)
         self.blobs = BlobStore(settings.resolved_blob_url)
+        self.uploads = Uploads(self.db, self.blobs)
+        self.keys = KeyRing(self.db, settings)
         self.catalog = ModelCatalog(settings.models, settings.default_model)
         self.image_limits = ImageLimits(max_pixels=settings.max_image_pixels)
         self.dispatcher = Dispatcher(settings, self.db)
@@ -33,11 +37,13 @@ class ApiState:
 
     async def start(self) -> None:
         self.publisher.start()
+        self.keys.start()
         await self.waiter.start()
 
     async def stop(self) -> None:
         await self.waiter.stop()
         self.publisher.stop()
+        await self.keys.stop()
         self.dispatcher.close()
         self.db.close()
 

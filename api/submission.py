@@ -15,6 +15,7 @@ from uuid_utils.compat import uuid7
 from api.problems import TooBusy, invalid
 from api.requests import SubmitBody
 from api.state import ApiState
+from revln.access import Caller
 from revln.db.collections import Collection, get_collection
 from revln.db.jobs import Job, count_open_items, drain_rate
 from revln.db.submit import NewChunk, NewJob, find_by_key, submit_job
@@ -33,7 +34,7 @@ _LINE_MAX_BYTES = 2**20  # the longest item, fully escaped, takes a fifth of it
 _RANGE_MAX_BYTES = 64 * 2**20  # what a worker reads of a manifest at once, blank lines included
 
 
-def submit(state: ApiState, body: SubmitBody, idempotency_key: str | None) -> tuple[Job, bool]:
+def submit(state: ApiState, by: Caller, body: SubmitBody, idempotency_key: str | None) -> tuple[Job, bool]:
     """Check what the schema cannot, write the job, ask for it to be published; the job, and whether it is new.
 
     Raises:
@@ -45,9 +46,9 @@ def submit(state: ApiState, body: SubmitBody, idempotency_key: str | None) -> tu
     parameters: dict[str, Any] = sent["input"]
     with state.db.read() as connection:
         # First of all: a repeat gets its job even if the service is busy now, or the collection gone.
-        if known := find_by_key(connection, idempotency_key, request_sha256):
+        if known := find_by_key(connection, by.tenant, idempotency_key, request_sha256):
             return known, False
-    info, collection = _model_and_collection(state, kind.name, body.model, parameters)
+    info, collection = _model_and_collection(state, by.tenant, kind.name, body.model, parameters)
     if parameters.get("operation") == "migrate":
         _check_migration(body, collection, info)
     if parameters.get("min_score") == AUTO and (info is None or info.match_min_score is None):
@@ -58,16 +59,18 @@ def submit(state: ApiState, body: SubmitBody, idempotency_key: str | None) -> tu
     source = parameters.get(kind.source_field)
     chunk_items = _MANY_ITEMS if _is_quick(parameters, collection) else kind.chunk_items
     if items is not None:
-        _take_inline(state, items, f"/input/{kind.items_field}", collection if kind.name == "search" else None)
+        queried = collection if kind.name == "search" else None
+        _take_inline(state, by.tenant, items, f"/input/{kind.items_field}", queried)
         total, chunks = len(items), list(_slices(items, chunk_items))
     else:
         assert source is not None
-        total, chunks = _manifest_chunks(state, source["sha256"], kind, chunk_items)
+        total, chunks = _manifest_chunks(state, by.tenant, source["sha256"], kind, chunk_items)
     _refuse_when_busy(state, total)
     job, new = submit_job(
         state.db,
         NewJob(
             id=str(uuid7()),
+            by=by,
             kind=kind.name,
             priority=body.priority,
             queue=queue_name(kind.name, body.priority),
@@ -109,7 +112,7 @@ def _webhook(state: ApiState, body: SubmitBody) -> dict[str, Any] | None:
 
 
 def _model_and_collection(
-    state: ApiState, kind: str, wanted: str | None, parameters: dict[str, Any]
+    state: ApiState, tenant: str, kind: str, wanted: str | None, parameters: dict[str, Any]
 ) -> tuple[ModelInfo | None, Collection | None]:
     """The model that the job runs on: the one named, else the collection's, else the default.
 
@@ -119,7 +122,7 @@ def _model_and_collection(
     if (name := parameters.get("collection")) is not None:
         try:
             with state.db.read() as connection:
-                collection = get_collection(connection, name)
+                collection = get_collection(connection, tenant, name)
         except NotFound as err:
             raise invalid("/input/collection", err.message) from err
     given = parameters.get("vectors_of")
@@ -192,11 +195,12 @@ def _is_quick(parameters: dict[str, Any], collection: Collection | None) -> bool
     return "operation" in parameters and (writes_only or (collection is not None and not collection.has_model))
 
 
-def _take_inline(state: ApiState, items: list[Any], pointer: str, collection: Collection | None) -> None:
+def _take_inline(state: ApiState, tenant: str, items: list[Any], pointer: str, collection: Collection | None) -> None:
     """Move base64 images into the blob store (rows stay small, the same bytes are kept once).
 
     With a ``collection`` they are queries, which must be such as can be asked of it.
     """
+    stored: dict[str, int] = {}
     for part, place in _parts(items, pointer):
         image = part.get("image") or {}
         if collection is not None:
@@ -206,7 +210,9 @@ def _take_inline(state: ApiState, items: list[Any], pointer: str, collection: Co
                 data = base64.b64decode(encoded, validate=True)
             except (binascii.Error, ValueError) as err:
                 raise invalid(f"{place}/image/base64", f"not base64: {err}") from err
-            image["sha256"] = state.blobs.put(data, "images")
+            image["sha256"] = state.uploads.store(data)
+            stored[image["sha256"]] = len(data)
+    state.uploads.add(tenant, "image", stored)
 
 
 def _check_query(part: dict[str, Any], place: str, collection: Collection) -> None:
@@ -235,12 +241,16 @@ def _slices(items: list[Any], size: int) -> Iterator[NewChunk]:
         yield NewChunk(start, len(part), items=part)
 
 
-def _manifest_chunks(state: ApiState, sha256: str, kind: JobKind, chunk_items: int) -> tuple[int, list[NewChunk]]:
+def _manifest_chunks(
+    state: ApiState, tenant: str, sha256: str, kind: JobKind, chunk_items: int
+) -> tuple[int, list[NewChunk]]:
     """Cut a manifest into byte ranges of ``chunk_items`` lines each, without ever holding it in memory."""
     pointer = f"/input/{kind.source_field}/sha256"
     chunks: list[NewChunk] = []
     total = in_chunk = start = end = 0
     try:
+        if not state.uploads.of(tenant, "manifest", [sha256]):
+            raise ItemNotFound
         with state.blobs.open(sha256, "manifests") as file:
             for begin, stop in _lines(file, pointer, state.settings.max_job_items):
                 if in_chunk == chunk_items or (in_chunk and stop - start > _RANGE_MAX_BYTES):

@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from revln.broker import task_id
+from revln.db.audit import AuditEntry
 from revln.db.collections import Collection
 from revln.db.jobs import Job
+from revln.db.keys import ApiKey
 from revln.db.snapshots import Snapshot
 from revln.db.webhook_log import LoggedDelivery
 from revln.jobs.state import JobStatus
@@ -17,12 +19,14 @@ from revln.settings import Settings
 from revln.timestamps import timestamp
 
 __all__ = [
+    "audit_view",
     "collection_view",
     "delivery_view",
     "etag",
     "generation_view",
     "item_view",
     "job_view",
+    "key_view",
     "matches",
     "result_view",
     "snapshot_view",
@@ -191,3 +195,17 @@ def result_view(job: Job, page: Iterable[tuple[dict[str, Any], Any]], dim: int |
 
 def _of_model(job: Job) -> dict[str, Any]:
     return {"total": job.total, "model": job.model, "model_fingerprint": job.model_fingerprint}
+
+
+def key_view(key: ApiKey) -> dict[str, Any]:
+    return {
+        **{name: getattr(key, name) for name in ("id", "tenant", "name", "live")},
+        "scopes": sorted(key.scopes),
+        **{name: timestamp(getattr(key, name)) for name in ("created_at", "expires_at", "revoked_at", "last_used_at")},
+        **{name: getattr(key, name) for name in ("max_queued_items", "max_queued_bytes", "requests_per_s")},
+    }
+
+
+def audit_view(entry: AuditEntry) -> dict[str, Any]:
+    named = ("id", "who", "tenant", "action", "what", "address")
+    return {**{name: getattr(entry, name) for name in named}, "at": timestamp(entry.created_at)}

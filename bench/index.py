@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from bench.figure import Figure, in_turns, seconds
 from bench.vectors import clustered
+from revln.access import DEFAULT_TENANT, OWNER
 from revln.blobs import BlobStore
 from revln.db.collections import Collection, create_collection, get_collection
 from revln.db.engine import Database
@@ -48,7 +49,7 @@ class _Bench:
         self.bare: Any = faiss.IndexFlatIP(dim)
         # Of the same clusters as the rows, but none of them.
         self.queries = clustered(QUERIES, dim, seed=-1)
-        self.collection, _ = create_collection(self.db, "bench", "", f"vectors-{dim}", dim, {})
+        self.collection, _ = create_collection(self.db, OWNER, "bench", "", f"vectors-{dim}", dim, {})
 
     def fill(self) -> Figure:
         def write() -> None:
@@ -63,7 +64,7 @@ class _Bench:
 
     def now(self) -> Collection:
         with self.db.read() as connection:
-            return get_collection(connection, "bench")
+            return get_collection(connection, DEFAULT_TENANT, "bench")
 
     def build(self, kind: str | None) -> Iterator[Figure]:
         begun = begin_build(self.db, self.collection.id, "bench", 3_600)

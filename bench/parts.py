@@ -12,6 +12,7 @@ import numpy as np
 from sqlalchemy.engine import make_url
 
 from bench.figure import Figure, in_turns, median_seconds, seconds
+from revln.access import OWNER
 from revln.db.collections import create_collection
 from revln.db.engine import Database
 from revln.db.log import LogEntry, append_log, read_log
@@ -67,7 +68,7 @@ def _log(name: str, url: str) -> list[Figure]:
     raw = [row.astype("<f4").tobytes() for row in _unit(LOG_ROWS, 2)]
     upgrade(Settings(database_url=url))
     db = Database(url)
-    collection, _ = create_collection(db, "bench", "m", "f", DIM, {})
+    collection, _ = create_collection(db, OWNER, "bench", "m", "f", DIM, {})
 
     def append() -> None:
         for start in range(0, LOG_ROWS, LOG_BATCH):

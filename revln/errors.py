@@ -10,7 +10,9 @@ RevlnError
 │   ├── IdempotencyMismatch  the same Idempotency-Key with another body
 │   ├── PayloadTooLarge      more bytes than the limit
 │   ├── UnsupportedMedia     a content type that the route does not read
-│   └── Unauthorized         no key, or a wrong one
+│   ├── Unauthorized         no key, or a wrong one
+│   └── Forbidden            a good key, but not for this …
+│       └── InsufficientScope  … because it lacks a scope
 ├── ItemError                one item of a job cannot be done; its neighbours can
 │   ├── ImageError           not an image, truncated, too large, an unlisted format
 │   ├── FetchError           a URL that could not be fetched (retryable) …
@@ -44,8 +46,10 @@ __all__ = [
     "FetchRefused",
     "FieldError",
     "FingerprintMismatch",
+    "Forbidden",
     "IdempotencyMismatch",
     "ImageError",
+    "InsufficientScope",
     "ItemError",
     "ItemInvalid",
     "ItemNotFound",
@@ -144,6 +148,20 @@ class UnsupportedMedia(UsersError):
 class Unauthorized(UsersError):
     code = "unauthorized"
     default_message = "Send the API key as 'Authorization: Bearer …'."
+
+
+class Forbidden(UsersError):
+    code = "forbidden"
+    default_message = "This key is not for that."
+
+
+class InsufficientScope(Forbidden):
+    code = "insufficient_scope"
+    default_message = "This needs a key with another scope."
+
+    def __init__(self, message: str | None = None, scope: str | None = None) -> None:
+        super().__init__(message)
+        self.scope = scope
 
 
 class ItemError(RevlnError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -56,6 +57,10 @@ class Settings(BaseModel):
     api_host: str = Field("127.0.0.1", description="Address the API listens on. Off loopback an API key is demanded.")
     api_port: int = Field(8000, ge=0, le=65535, description="Port of the API.")
     api_key: SecretStr = Field(SecretStr(""), description="Bearer key that every call but /healthz must carry.")
+    cors_origins: str = Field(
+        "",
+        description="Comma-separated origins whose pages may call the API (https://app.example.org). Empty: none.",
+    )
     api_threads: int = Field(32, ge=1, le=1024, description="Threads for the API's database work; waiting takes none.")
     public_url: str = Field("", description="Prefix of the links in answers. Empty: they are relative.")
     max_body_bytes: int = Field(25 * 2**20, ge=1024, description="Largest request body; larger answers 413.")
@@ -174,6 +179,15 @@ class Settings(BaseModel):
             raise ValueError(f"stall_s={self.stall_s:g} must exceed lease_s={self.lease_s:g}")
         return self
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: str) -> str:
+        for origin in _listed(value):
+            # Not "*": that is every page on the web.
+            if not re.fullmatch(r"https?://[^/*?#@\s]+", origin):
+                raise ValueError(f"{origin!r} is not an origin; one reads https://app.example.org, without a path")
+        return value
+
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None, **overrides: Any) -> Self:
         """Read the environment once.
@@ -229,8 +243,16 @@ class Settings(BaseModel):
         return self.redis_url.get_secret_value()
 
     @property
+    def cors_origin_list(self) -> list[str]:
+        return _listed(self.cors_origins)
+
+    @property
     def cores(self) -> int:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _listed(value: str) -> list[str]:
+    return [one.strip() for one in value.split(",") if one.strip()]
 
 
 def _env_name(location: tuple[int | str, ...]) -> str:

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 from sqlalchemy import update
 
+from revln.access import OWNER
 from revln.db import tables
 from revln.db.chunks import ChunkResult, Claim, claim_chunk
 from revln.db.engine import Database, db_now
@@ -22,6 +23,7 @@ def make_job(db: Database, n_items: int = 3, chunk_items: int = 1, **changes: An
     items = [{"id": f"item-{i}", "text": f"text {i}"} for i in range(n_items)]
     values: dict[str, Any] = {
         "id": str(uuid4()),
+        "by": OWNER,
         "kind": "embed",
         "priority": "normal",
         "queue": "embed.normal",

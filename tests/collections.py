@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from revln.access import DEFAULT_TENANT, OWNER
 from revln.blobs import BlobStore
 from revln.db.collections import Collection, create_collection, get_collection, rows_by_seq
 from revln.db.engine import Database
@@ -42,12 +43,12 @@ def clustered(rows: int, dim: int, seed: int, clusters: int = 40) -> NDArray[np.
 
 
 def make_collection(db: Database, dim: int, name: str = "c") -> Collection:
-    return create_collection(db, name, "", f"vectors-{dim}", dim, {})[0]
+    return create_collection(db, OWNER, name, "", f"vectors-{dim}", dim, {})[0]
 
 
 def read(db: Database, name: str = "c") -> Collection:
     with db.read() as connection:
-        return get_collection(connection, name)
+        return get_collection(connection, DEFAULT_TENANT, name)
 
 
 def write(db: Database, collection: Collection, changes: dict[str, NDArray[np.float32] | None]) -> None:

@@ -19,6 +19,7 @@ import uvicorn
 from sqlalchemy import select
 
 from api.app import create_app
+from api.state import ApiState
 from revln import embedded_redis
 from revln.client import RevlnClient
 from revln.db import tables
@@ -46,8 +47,8 @@ class InlineStack:
         self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
         self.client = RevlnClient(self.url)
         self._stop = Event()
-        app = create_app(settings)
-        self._server = uvicorn.Server(uvicorn.Config(app, port=settings.api_port, log_config=None, lifespan="on"))
+        self._app = create_app(settings)
+        self._server = uvicorn.Server(uvicorn.Config(self._app, port=settings.api_port, log_config=None, lifespan="on"))
         self._threads = [Thread(target=self._server.run, name="api", daemon=True)]
         self._threads += [Thread(target=self._work, name=f"worker-{n}", daemon=True) for n in range(_THREADS)]
 
@@ -56,6 +57,12 @@ class InlineStack:
         for thread in self._threads:
             thread.start()
         wait_until(lambda: self._server.started, what="the API")
+
+    @property
+    def api_state(self) -> ApiState:
+        """What the API's routes share, once it is started."""
+        state: ApiState = self._app.state.revln
+        return state
 
     def stop(self) -> None:
         self._stop.set()

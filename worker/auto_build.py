@@ -8,6 +8,7 @@ from typing import Any
 
 from uuid_utils.compat import uuid7
 
+from revln.access import Caller
 from revln.db.collections import Collection
 from revln.db.engine import Database
 from revln.db.snapshots import long_tails
@@ -41,6 +42,7 @@ def ask_for_build(db: Database, settings: Settings, collection: Collection, why:
         db,
         NewJob(
             id=str(uuid7()),
+            by=Caller(collection.tenant, "worker", frozenset()),
             kind=kind.name,
             priority=Priority.BULK,
             queue=queue_name(kind.name, Priority.BULK),

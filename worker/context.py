@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from sqlalchemy import Connection
 
 from revln.db.chunks import Claim
-from revln.errors import ItemError, ItemInvalid, RevlnError, Unavailable
+from revln.errors import ItemError, ItemInvalid, ItemNotFound, RevlnError, Unavailable
 from revln.jobs.kinds import KINDS, Priority
 from revln.jobs.schemas import Item
 from worker.leases import Lease
@@ -93,6 +93,8 @@ class Context:
             assert claim.source_offset is not None
             assert claim.source_length is not None
             manifest = self.input[KINDS[self.job.kind].source_field]["sha256"]
+            if not self.runtime.uploads.of(self.job.tenant, "manifest", [manifest]):
+                raise ItemNotFound(f"There is no manifest {manifest}. POST /v1/manifests uploads one.")
             data = self.runtime.blobs.read_range(manifest, "manifests", claim.source_offset, claim.source_length)
             raws = [line for line in data.split(b"\n") if line.strip()]
         for offset, raw in enumerate(raws):

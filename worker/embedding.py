@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from revln.db.embeddings import cached_vectors, store_vectors
 from revln.db.results import vectors_from_bytes, vectors_to_bytes
-from revln.errors import ItemError, ItemInvalid
+from revln.errors import ItemError, ItemInvalid, ItemNotFound
 from revln.images import decode_image
 from revln.jobs.schemas import Item
 from revln.models.base import Operation
@@ -23,7 +23,7 @@ from worker.context import Context
 from worker.models import LoadedModel
 from worker.runtime import Runtime
 
-__all__ = ["Content", "embed", "image_bytes", "item_contents", "text_content"]
+__all__ = ["Content", "embed", "image_bytes", "item_contents", "own_contents", "text_content"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +45,36 @@ def text_content(text: str) -> Content:
 
 def item_contents(context: Context, items: Sequence[Item | ItemError]) -> list[Content | ItemError]:
     """What of each item is embedded: its image if it has one, else its text. URLs are fetched beside each other."""
-    return context.gather([item if isinstance(item, ItemError) else _content(context.runtime, item) for item in items])
+    found = context.gather([item if isinstance(item, ItemError) else _content(context, item) for item in items])
+    return own_contents(context, found)
 
 
-def _content(runtime: Runtime, item: Item) -> Content | ItemError | Future[Content]:
+def own_contents(context: Context, contents: Sequence[Content | ItemError]) -> list[Content | ItemError]:
+    """A picture that the job's tenant does not have is not there, even if its vector or its bytes are."""
+    named = {one.image_sha256 for one in contents if isinstance(one, Content) and one.data is None} - {None}
+    have = context.runtime.uploads.of(context.job.tenant, "image", [sha256 for sha256 in named if sha256])
+    return [
+        ItemNotFound(f"There is no image {one.image_sha256}. POST /v1/images uploads one.")
+        if isinstance(one, Content) and one.image_sha256 in named - have
+        else one
+        for one in contents
+    ]
+
+
+def _content(context: Context, item: Item) -> Content | ItemError | Future[Content]:
     if item.image is None:
         return text_content(item.text or "")
     if item.image.sha256 is not None:
         return Content("image:" + item.image.sha256, Operation.EMBED_IMAGE, image_sha256=item.image.sha256)
     if item.image.url is None:
         return ItemInvalid("A manifest's images are given by url or sha256; upload the bytes first (POST /v1/images).")
-    return runtime.fetch_pool.submit(_fetch, runtime, item.image.url)
+    return context.runtime.fetch_pool.submit(_fetch, context.runtime, context.job.tenant, item.image.url)
 
 
-def _fetch(runtime: Runtime, url: str) -> Content:
+def _fetch(runtime: Runtime, tenant: str, url: str) -> Content:
     """An image by its URL: only its bytes say what it is. Raises ItemError."""
     data = runtime.fetcher.get(url)
-    sha256 = runtime.blobs.put(data, "images")
+    sha256, _ = runtime.uploads.put(tenant, data)
     return Content("image:" + sha256, Operation.EMBED_IMAGE, image_sha256=sha256, data=data)
 
 

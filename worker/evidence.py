@@ -34,7 +34,8 @@ def find_evidence(context: Context, captioner: LoadedModel, contents: Sequence[C
         return [Found() for _ in contents]
     with context.runtime.db.read() as connection:
         # Its own vectors of it, if there are any from before a migration.
-        collection = generation_for(connection, context.job.collection, captioner.model.info.joint_fingerprint)
+        fingerprint = captioner.model.info.joint_fingerprint
+        collection = generation_for(connection, context.job.tenant, context.job.collection, fingerprint)
     retriever = _retriever(context, captioner, collection)
     vectors = embed(context, retriever, contents)
     good = [Wanted(vector) for vector in vectors if not isinstance(vector, ItemError)]

@@ -19,6 +19,7 @@ from revln.images import ImageLimits
 from revln.jobs.kinds import Priority
 from revln.models.registry import ModelCatalog
 from revln.settings import Settings
+from revln.uploads import Uploads
 from worker.auto_build import ask_for_build
 from worker.filters import FilterCache
 from worker.indexes import IndexCache
@@ -45,6 +46,7 @@ class Runtime:
         self.queues = queues
         self.db = Database(settings.resolved_database_url)
         self.blobs = BlobStore(settings.resolved_blob_url)
+        self.uploads = Uploads(self.db, self.blobs)
         self.fetcher = UrlFetcher(
             FetchPolicy(
                 enabled=settings.fetch_urls,

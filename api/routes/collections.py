@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Self
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import JSONResponse
 
+from api.access import Name, OwnCollection, Who
 from api.answers import CollectionAnswer, CollectionPage, CollectionsAnswer
 from api.paging import decode_cursor, encode_cursor
 from api.problems import invalid
@@ -18,13 +19,12 @@ from revln.db import collections as db_collections
 from revln.errors import NotFound
 from revln.jobs.filters import Filter, FilterError, parse_filter
 from revln.jobs.index_schemas import MAX_DIM
-from revln.jobs.schemas import CollectionName, Metadata
+from revln.jobs.schemas import Metadata
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/collections", tags=["collections"])
 
-Name = Annotated[CollectionName, Path()]
 _ONE: dict[int | str, dict[str, Any]] = {200: {"model": CollectionAnswer}}
 
 
@@ -51,14 +51,15 @@ class CollectionBody(BaseModel):
     summary="Make a collection; again is fine",
     responses={**_ONE, 201: {"model": CollectionAnswer, "description": "Made"}},
 )
-def put(name: Name, state: State, body: CollectionBody | None = None) -> Response:
+def put(name: Name, state: State, caller: Who, body: CollectionBody | None = None) -> Response:
     body = body or CollectionBody()
-    model, fingerprint, dim = _vectors_of(state, name, body)
-    collection, new = db_collections.create_collection(state.db, name, model, fingerprint, dim, body.metadata)
+    model, fingerprint, dim = _vectors_of(state, caller.tenant, name, body)
+    made = db_collections.create_collection(state.db, caller, name, model, fingerprint, dim, body.metadata)
+    collection, new = made
     return JSONResponse(collection_view(collection), 201 if new else 200)
 
 
-def _vectors_of(state: ApiState, name: str, body: CollectionBody) -> tuple[str, str, int]:
+def _vectors_of(state: ApiState, tenant: str, name: str, body: CollectionBody) -> tuple[str, str, int]:
     """The model ("" for the user's own vectors), its fingerprint, and the dimension."""
     if body.dim is not None:
         return "", f"vectors-{body.dim}", body.dim
@@ -66,7 +67,7 @@ def _vectors_of(state: ApiState, name: str, body: CollectionBody) -> tuple[str, 
         # One that is there is what it is, whatever the default model.
         try:
             with state.db.read() as connection:
-                known = db_collections.get_collection(connection, name)
+                known = db_collections.get_collection(connection, tenant, name)
             return known.model, known.model_fingerprint, known.dim
         except NotFound:
             pass
@@ -80,20 +81,20 @@ def _vectors_of(state: ApiState, name: str, body: CollectionBody) -> tuple[str, 
 
 
 @router.get("", summary="List collections", responses={200: {"model": CollectionsAnswer}})
-def list_all(state: State) -> dict[str, Any]:
+def list_all(state: State, caller: Who) -> dict[str, Any]:
     with state.db.read() as connection:
-        return {"collections": [collection_view(one) for one in db_collections.list_collections(connection)]}
+        found = db_collections.list_collections(connection, caller.tenant)
+    return {"collections": [collection_view(one) for one in found]}
 
 
 @router.get("/{name}", summary="Read a collection", responses=_ONE)
-def get(name: Name, state: State) -> dict[str, Any]:
-    with state.db.read() as connection:
-        return collection_view(db_collections.get_collection(connection, name))
+def get(collection: OwnCollection) -> dict[str, Any]:
+    return collection_view(collection)
 
 
 @router.delete("/{name}", status_code=204, summary="Delete a collection and its log")
-def delete(name: Name, state: State) -> Response:
-    db_collections.delete_collection(state.db, name)
+def delete(collection: OwnCollection, state: State, caller: Who) -> Response:
+    db_collections.delete_collection(state.db, caller, collection.name)
     return Response(status_code=204)
 
 
@@ -103,7 +104,7 @@ def delete(name: Name, state: State) -> Response:
     responses={200: {"model": CollectionPage}},
 )
 def items(
-    name: Name,
+    collection: OwnCollection,
     state: State,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
     cursor: str | None = None,
@@ -113,7 +114,6 @@ def items(
     position = decode_cursor(cursor, str)
     wanted = _filter(filter)
     with state.db.read() as connection:
-        collection = db_collections.get_collection(connection, name)
         found = db_collections.list_items(
             connection,
             collection.id,

@@ -6,11 +6,10 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Response
 
+from api.access import OwnCollection, Who
 from api.answers import GenerationsAnswer
-from api.routes.collections import Name
 from api.state import State
 from api.views import generation_view
-from revln.db.collections import get_collection
 from revln.db.generations import Role, delete_generation, shadows_of
 
 __all__ = ["router"]
@@ -23,9 +22,8 @@ router = APIRouter(prefix="/v1/collections", tags=["collections"])
     summary="List a collection's generations: the one that serves, and those before and after it",
     responses={200: {"model": GenerationsAnswer}},
 )
-def list_all(name: Name, state: State) -> dict[str, Any]:
+def list_all(serving: OwnCollection, state: State) -> dict[str, Any]:
     with state.db.read() as connection:
-        serving = get_collection(connection, name)
         found = [serving, *shadows_of(connection, serving.id)]
     return {"generations": [generation_view(one) for one in found]}
 
@@ -33,7 +31,7 @@ def list_all(name: Name, state: State) -> dict[str, Any]:
 @router.delete(
     "/{name}/generations/{role}", status_code=204, summary="Delete a generation that does not serve, with its log"
 )
-def delete(name: Name, role: Literal["next", "former", "returning"], state: State) -> Response:
+def delete(serving: OwnCollection, role: Literal["next", "former", "returning"], state: State, caller: Who) -> Response:
     with state.db.write() as connection:
-        delete_generation(connection, name, Role(role))
+        delete_generation(connection, caller, serving.name, Role(role))
     return Response(status_code=204)

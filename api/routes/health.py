@@ -13,14 +13,16 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, gen
 from redis.exceptions import RedisError
 from starlette.responses import JSONResponse
 
+from api.access import Who
 from api.answers import ReadyAnswer
 from api.state import ApiState, State
 from revln import __version__
+from revln.access import DEFAULT_TENANT
 from revln.broker import canary_key, redis_url
 from revln.db.jobs import count_by_status, drain_rate
 from revln.db.webhook_log import count_by_state
 from revln.db.workers import list_workers
-from revln.errors import RevlnError
+from revln.errors import Forbidden, RevlnError
 
 __all__ = ["router"]
 
@@ -83,8 +85,10 @@ async def _worker(state: ApiState) -> str:
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
-def metrics(state: State) -> Response:
-    """Read from SQL at every scrape, so that every API process tells the same."""
+def metrics(state: State, caller: Who) -> Response:
+    """Read from SQL at every scrape, so that every API process tells the same. Of all tenants: a default one's key."""
+    if caller.tenant != DEFAULT_TENANT:
+        raise Forbidden(f"These are figures of all tenants, for a key of the tenant {DEFAULT_TENANT}.")
     registry = CollectorRegistry()
     jobs = Gauge("revln_jobs", "Jobs kept, by kind and status.", ["kind", "status"], registry=registry)
     items = Gauge("revln_open_items", "Items accepted and not yet done.", ["kind"], registry=registry)

@@ -9,10 +9,12 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse
 
+from api.access import Who
 from api.answers import ImageAnswer
 from api.problems import invalid
 from api.state import ApiState, State
 from api.views import matches
+from revln.access import OWNER
 from revln.errors import ItemNotFound, NotFound
 from revln.images import THUMBNAIL_MEDIA_TYPE, THUMBNAIL_WIDTHS, inspect_image, thumbnail
 
@@ -20,7 +22,7 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
-_FOREVER = "public, max-age=31536000, immutable"  # the address is the content
+_FOREVER = "private, max-age=31536000, immutable"  # the address is the content
 _FORM = "multipart/form-data"
 
 
@@ -39,7 +41,7 @@ _FORM = "multipart/form-data"
         }
     },
 )
-async def upload(request: Request, state: State) -> Response:
+async def upload(request: Request, state: State, caller: Who) -> Response:
     if request.headers.get("content-type", "").startswith(_FORM):
         async with request.form(max_files=1, max_fields=8) as form:
             files = [value for value in form.values() if isinstance(value, UploadFile)]
@@ -48,16 +50,15 @@ async def upload(request: Request, state: State) -> Response:
             data = await files[0].read()
     else:
         data = await request.body()
-    known, body = await run_sync(_store, state, data)
+    known, body = await run_sync(_store, state, caller.tenant, data)
     return JSONResponse(body, 200 if known else 201, {"Location": f"/v1/images/{body['sha256']}"})
 
 
-def _store(state: ApiState, data: bytes) -> tuple[bool, dict[str, Any]]:
+def _store(state: ApiState, tenant: str, data: bytes) -> tuple[bool, dict[str, Any]]:
     facts = inspect_image(data, state.image_limits)
-    known = state.blobs.exists(facts.sha256, "images")
-    if not known:
-        state.blobs.put(data, "images")
-    return known, {
+    # Known means known to the tenant: that others have the same picture is theirs to know.
+    _, new = state.uploads.put(tenant, data)
+    return not new, {
         "sha256": facts.sha256,
         "media_type": facts.media_type,
         "width": facts.width,
@@ -75,13 +76,18 @@ def _store(state: ApiState, data: bytes) -> tuple[bool, dict[str, Any]]:
 def fetch(
     sha256: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")],
     state: State,
+    caller: Who,
     width: Annotated[int | None, Query(ge=THUMBNAIL_WIDTHS[0], le=THUMBNAIL_WIDTHS[1])] = None,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    headers = {"Cache-Control": _FOREVER, "ETag": f'"{sha256}-{width or 0}"', "X-Content-Type-Options": "nosniff"}
-    if matches(headers["ETag"], if_none_match) and state.blobs.exists(sha256, "images"):
-        return Response(status_code=304, headers=headers)
+    headers = {"ETag": f'"{sha256}-{width or 0}"'}
+    if caller.who == OWNER.who:  # no key, no secret: a browser may keep it
+        headers["Cache-Control"] = _FOREVER
     try:
+        if not state.uploads.of(caller.tenant, "image", [sha256]):
+            raise ItemNotFound
+        if matches(headers["ETag"], if_none_match) and state.blobs.exists(sha256, "images"):
+            return Response(status_code=304, headers=headers)
         data = state.blobs.get(sha256, "images")
     except ItemNotFound as err:
         raise NotFound(f"There is no image {sha256}. POST /v1/images uploads one.") from err

@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import numpy as np
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.responses import JSONResponse
 
+from api.access import OwnJob, Who
 from api.answers import RESULTS, JobAnswer, JobDoneAnswer, JobPage
 from api.paging import decode_cursor, encode_cursor
 from api.problems import invalid
@@ -22,11 +23,12 @@ from api.requests import JobRequest, SubmitBody
 from api.state import ApiState, State
 from api.submission import submit
 from api.views import etag, job_view, matches, result_view
+from revln.access import Caller, Scope
 from revln.db import job_changes
 from revln.db import jobs as db_jobs
 from revln.db.jobs import Job, JobFilter
 from revln.db.results import result_items
-from revln.errors import NotFound, UnsupportedMedia
+from revln.errors import Unauthorized, UnsupportedMedia
 from revln.jobs.kinds import KINDS, queue_name
 from revln.jobs.state import JobStatus
 from revln.timestamps import timestamp
@@ -38,7 +40,6 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 _NPY = "application/x-npy"
 _PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})", re.IGNORECASE)
 _INLINE_RESULT_ITEMS = 1_000  # `Prefer: wait` answers with at most one page of the result
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 Wait = Annotated[float, Query(ge=0, le=600, description="Hold the answer up to this many seconds for a change.")]
 Limit = Annotated[int, Query(ge=1, le=10_000)]
@@ -47,20 +48,15 @@ Limit = Annotated[int, Query(ge=1, le=10_000)]
 _JOB: dict[int | str, dict[str, Any]] = {200: {"model": JobAnswer}}
 
 
-async def _job_id(job_id: str) -> str:
-    """What is no id of ours is not there; nor does the database hear of it (PostgreSQL refuses NUL in a text)."""
-    if not _UUID.fullmatch(job_id):
-        raise NotFound(f"There is no job {job_id[:80]!r}.")
-    return job_id
-
-
-JobId = Annotated[str, Depends(_job_id)]
-
-
 def _read(state: ApiState, job_id: str) -> tuple[Job, int | None]:
     with state.db.read() as connection:
         job = db_jobs.get_job(connection, job_id)
         return job, db_jobs.queue_position(connection, job)
+
+
+def _position(state: ApiState, job: Job) -> int | None:
+    with state.db.read() as connection:
+        return db_jobs.queue_position(connection, job)
 
 
 def _page(state: ApiState, job: Job, offset: int, limit: int) -> dict[str, Any]:
@@ -87,6 +83,7 @@ def _answer(state: ApiState, job: Job, position: int | None, status: int = 200, 
 async def submit_job(
     body: JobRequest,
     state: State,
+    caller: Who,
     prefer: Annotated[str | None, Header(description="`wait=N` holds the answer up to N seconds (RFC 7240).")] = None,
     idempotency_key: Annotated[
         str | None, Header(min_length=1, max_length=255, description="Makes it safe to send the same body again.")
@@ -94,15 +91,16 @@ async def submit_job(
 ) -> Response:
     """Accept a job: it is committed when this answers. The same Idempotency-Key and body give the same job."""
     assert isinstance(body, SubmitBody)
-    job, _ = await run_sync(submit, state, body, idempotency_key)
-    wait_s = _wait_preferred(prefer)
+    job, _ = await run_sync(submit, state, caller, body, idempotency_key)
+    # A key that may not read results is not given one; a preference may be left alone.
+    wait_s = _wait_preferred(prefer) if caller.may(Scope.READ) else None
     position = None
     headers = {"Location": job_view(job, state.settings)["urls"]["self"]}
     more: dict[str, Any] = {}
     if wait_s is not None:
         wait_s = min(wait_s, state.settings.max_wait_s)
         headers["Preference-Applied"] = f"wait={wait_s:g}"
-        job, position = await _until(state, job.id, lambda now: now.status.done, wait_s)
+        job, position = await _until(state, caller, job.id, lambda now: now.status.done, wait_s)
         if job.status.done:
             more["result"] = await run_sync(_page, state, job, 0, _INLINE_RESULT_ITEMS)
     else:
@@ -119,11 +117,12 @@ def _wait_preferred(prefer: str | None) -> float | None:
     return float(found.group(1)) if found else None
 
 
-async def _until(state: ApiState, job_id: str, enough: Any, wait_s: float) -> tuple[Job, int | None]:
+async def _until(state: ApiState, caller: Caller, job_id: str, enough: Any, wait_s: float) -> tuple[Job, int | None]:
     """The job once ``enough(job)`` holds or the wait is over; no thread is held in between."""
     latest: list[tuple[Job, int | None]] = []
 
     async def look() -> bool | None:
+        await state.keys.check(caller)
         latest[:] = [await run_sync(_read, state, job_id)]
         return True if enough(latest[0][0]) else None
 
@@ -134,6 +133,7 @@ async def _until(state: ApiState, job_id: str, enough: Any, wait_s: float) -> tu
 @router.get("", summary="List jobs, newest first", responses={200: {"model": JobPage}})
 def list_jobs(
     state: State,
+    caller: Who,
     status: JobStatus | None = None,
     kind: Annotated[str | None, Query(json_schema_extra={"enum": list(KINDS)})] = None,
     collection: str | None = None,
@@ -155,7 +155,8 @@ def list_jobs(
     )
     position = decode_cursor(cursor, float, str)
     with state.db.read() as connection:
-        found = db_jobs.list_jobs(connection, wanted, limit + 1, (position[0], position[1]) if position else None)
+        before = (position[0], position[1]) if position else None
+        found = db_jobs.list_jobs(connection, caller.tenant, wanted, limit + 1, before)
     page = found[:limit]
     more = encode_cursor([page[-1].created_at, page[-1].id]) if len(found) > limit else None
     return {"jobs": [job_view(job, state.settings) for job in page], "next_cursor": more}
@@ -168,16 +169,19 @@ def _plain(value: str | None) -> str | None:
 
 @router.get("/{job_id}", summary="Read a job, or wait for it to change", responses=_JOB)
 async def get_job(
-    job_id: JobId,
+    job: OwnJob,
     state: State,
+    caller: Who,
     wait: Wait = 0,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """With `wait`, answers as soon as the job differs from `If-None-Match` (or from now), or is done."""
-    job, position = await run_sync(_read, state, job_id)
+    position = await run_sync(_position, state, job)
     known = if_none_match or etag(job)
     if wait and not job.status.done and matches(etag(job), known):
-        job, position = await _until(state, job_id, lambda now: now.status.done or not matches(etag(now), known), wait)
+        job, position = await _until(
+            state, caller, job.id, lambda now: now.status.done or not matches(etag(now), known), wait
+        )
     if matches(etag(job), if_none_match):
         return Response(status_code=304, headers={"ETag": etag(job)})
     return _answer(state, job, position)
@@ -189,15 +193,13 @@ async def get_job(
     responses={200: {"model": RESULTS, "content": {_NPY: {}}}},
 )
 def get_result(
-    job_id: JobId,
+    job: OwnJob,
     request: Request,
     state: State,
     offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
     limit: Limit = 1_000,
 ) -> Response:
     """As JSON, or with `Accept: application/x-npy` as a float32 array: row i is item offset + i, NaN if not done."""
-    with state.db.read() as connection:
-        job = db_jobs.get_job(connection, job_id)
     headers = {"ETag": etag(job)}
     if _NPY in request.headers.get("accept", ""):
         return Response(_as_npy(state, job, offset, limit), media_type=_NPY, headers=headers)
@@ -220,20 +222,15 @@ def _as_npy(state: ApiState, job: Job, offset: int, limit: int) -> bytes:
     return out.getvalue()
 
 
-def _existing(job_id: JobId, state: State) -> str:
-    """Answers 404 before a stream begins: afterwards the status has been sent."""
-    with state.db.read() as connection:
-        return db_jobs.get_job(connection, job_id).id
-
-
 @router.get("/{job_id}/events", summary="Follow a job (server-sent events)", response_class=EventSourceResponse)
 async def follow(
-    job_id: Annotated[str, Depends(_existing)],
+    job: OwnJob,
     state: State,
+    caller: Who,
     last_event_id: Annotated[int, Header(ge=0, le=2**53)] = 0,
 ) -> AsyncIterable[ServerSentEvent]:
     """From the event log in SQL, so it survives a restart of the API; ends when the job has ended."""
-    seen = last_event_id
+    seen, job_id = last_event_id, job.id
 
     def fetch() -> tuple[list[dict[str, Any]], bool]:
         with state.db.read() as connection:
@@ -242,11 +239,15 @@ async def follow(
             return db_jobs.events_after(connection, job_id, seen), done
 
     async def look() -> tuple[list[dict[str, Any]], bool] | None:
+        await state.keys.check(caller)
         events, done = await run_sync(fetch)
         return (events, done) if events or done else None
 
     while not state.waiter.closing.is_set():
-        news = await state.waiter.until(job_id, look, state.settings.max_wait_s)
+        try:
+            news = await state.waiter.until(job_id, look, state.settings.max_wait_s)
+        except Unauthorized:  # the key was revoked: too late for a status, so the stream ends
+            return
         if news is None:
             continue
         events, done = news
@@ -259,8 +260,8 @@ async def follow(
 
 
 @router.post("/{job_id}/cancel", summary="Cancel: queued chunks now, running ones at their next batch", responses=_JOB)
-def cancel_job(job_id: JobId, state: State) -> Response:
-    job = job_changes.cancel_job(state.db, job_id)
+def cancel_job(own: OwnJob, state: State, caller: Who) -> Response:
+    job = job_changes.cancel_job(state.db, own.id, caller)
     state.publisher.announce(job.id)
     return _answer(state, job, None)
 
@@ -271,16 +272,14 @@ def cancel_job(job_id: JobId, state: State) -> Response:
     summary="Run again what failed, was canceled or expired",
     responses={202: {"model": JobAnswer}},
 )
-def retry_job(job_id: JobId, state: State) -> Response:
-    with state.db.read() as connection:
-        kind = KINDS[db_jobs.get_job(connection, job_id).kind]
-    job = job_changes.retry_job(state.db, job_id, kind.max_attempts)
+def retry_job(own: OwnJob, state: State, caller: Who) -> Response:
+    job = job_changes.retry_job(state.db, own.id, KINDS[own.kind].max_attempts, caller)
     state.publisher.publish(queue_name(job.kind, job.priority))
     state.publisher.announce(job.id)
     return _answer(state, job, None, 202)
 
 
 @router.delete("/{job_id}", status_code=204, summary="Delete a finished job and its result")
-def delete_job(job_id: JobId, state: State) -> Response:
-    job_changes.delete_job(state.db, job_id)
+def delete_job(own: OwnJob, state: State, caller: Who) -> Response:
+    job_changes.delete_job(state.db, own.id, caller)
     return Response(status_code=204)

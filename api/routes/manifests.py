@@ -6,6 +6,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
+from api.access import Who
 from api.answers import ManifestAnswer
 from api.state import State
 
@@ -26,7 +27,7 @@ router = APIRouter(prefix="/v1/manifests", tags=["manifests"])
         }
     },
 )
-async def upload(request: Request, state: State) -> JSONResponse:
+async def upload(request: Request, state: State, caller: Who) -> JSONResponse:
     """Streamed to the blob store, never held in memory. Its lines are checked one by one when a job reads them."""
     lines = 0
     last = b"\n"
@@ -37,4 +38,5 @@ async def upload(request: Request, state: State) -> JSONResponse:
                 lines += piece.count(b"\n")
                 last = piece[-1:]
         sha256, size = await run_sync(writer.commit)
+    await run_sync(state.uploads.add, caller.tenant, "manifest", {sha256: size})
     return JSONResponse({"sha256": sha256, "lines": lines + (last != b"\n"), "size_bytes": size}, 201)

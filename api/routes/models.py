@@ -7,8 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 from starlette.responses import JSONResponse
 
+from api.access import Operator
 from api.answers import ModelAnswer, ModelOrderAnswer, ModelsAnswer
 from api.state import ApiState, State
+from revln.access import Caller
 from revln.db.model_orders import Wanted, place_order
 from revln.db.workers import list_workers
 from revln.errors import ModelUnavailable, Unavailable
@@ -38,27 +40,27 @@ def show(name: Name, state: State) -> dict[str, Any]:
 
 
 @router.post("/{name}/load", summary="Load a model in every worker", status_code=202, responses=_ORDERED)
-def load(name: Name, state: State) -> JSONResponse:
+def load(name: Name, state: State, caller: Operator) -> JSONResponse:
     """Its first job would do it too; this is for a model that shall be warm before that.
 
     `workers[].order` of the model reaches the `order` of this answer when that worker has done it, or has failed:
     then `workers[].error` says why.
     """
-    return _ordered(state, name, "load")
+    return _ordered(state, caller, name, "load")
 
 
 @router.post("/{name}/unload", summary="Unload a model in every worker", status_code=202, responses=_ORDERED)
-def unload(name: Name, state: State) -> JSONResponse:
+def unload(name: Name, state: State, caller: Operator) -> JSONResponse:
     """Each worker lets go of it as soon as no running chunk holds it. The next job that names it loads it again."""
-    return _ordered(state, name, "unload")
+    return _ordered(state, caller, name, "unload")
 
 
-def _ordered(state: ApiState, name: str, wanted: Wanted) -> JSONResponse:
+def _ordered(state: ApiState, caller: Caller, name: str, wanted: Wanted) -> JSONResponse:
     state.catalog.spec(name)
     workers = [worker["id"] for worker in _workers(state)]
     if not workers:
         raise Unavailable("No worker is alive to do it. Start one: revln worker.")
-    order = place_order(state.db, name, wanted)
+    order = place_order(state.db, name, wanted, caller)
     return JSONResponse({"name": name, "wanted": wanted, "order": order.number, "workers": workers}, 202)
 
 

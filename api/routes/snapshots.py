@@ -7,12 +7,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.access import OwnCollection, Who
 from api.answers import SnapshotAnswer, SnapshotsAnswer
-from api.routes.collections import Name
 from api.state import State
 from api.views import snapshot_view
 from revln.db import snapshots as db_snapshots
-from revln.db.collections import get_collection
 
 __all__ = ["router"]
 
@@ -32,9 +31,8 @@ class RollbackBody(BaseModel):
     summary="List the built indexes that are kept, newest first",
     responses={200: {"model": SnapshotsAnswer}},
 )
-def list_all(name: Name, state: State) -> dict[str, Any]:
+def list_all(collection: OwnCollection, state: State) -> dict[str, Any]:
     with state.db.read() as connection:
-        collection = get_collection(connection, name)
         found = db_snapshots.list_snapshots(connection, collection.id)
     return {"snapshots": [snapshot_view(one, collection.snapshot_id) for one in found]}
 
@@ -44,8 +42,6 @@ def list_all(name: Name, state: State) -> dict[str, Any]:
     summary="Search an older snapshot's index again; the items stay as they are",
     responses={200: {"model": SnapshotAnswer}},
 )
-def rollback(name: Name, state: State, body: RollbackBody | None = None) -> dict[str, Any]:
-    with state.db.read() as connection:
-        collection = get_collection(connection, name)
-    served = db_snapshots.roll_back(state.db, collection.id, body.snapshot if body else None)
+def rollback(collection: OwnCollection, state: State, caller: Who, body: RollbackBody | None = None) -> dict[str, Any]:
+    served = db_snapshots.roll_back(state.db, collection.id, body.snapshot if body else None, caller)
     return snapshot_view(served, served.id)

@@ -10,15 +10,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Query
 from pydantic import Field
 
+from api.access import Admin, OwnJob, Who
 from api.answers import DeliveryDetail, DeliveryPage, EnabledAnswer, ReplayAnswer, SecretsAnswer
 from api.paging import decode_cursor, encode_cursor
 from api.problems import invalid
-from api.routes.jobs import JobId
 from api.state import ApiState, State
 from api.views import delivery_view
 from revln.db import webhook_log
-from revln.db.jobs import get_job
-from revln.db.tables import DEFAULT_TENANT
 from revln.db.webhook_secrets import WebhookSecret, rotate_secret, webhook_secrets
 from revln.errors import FetchRefused
 from revln.fetch import postable
@@ -65,10 +63,8 @@ class RotateBody(Strict):
     summary="List what was told of a job, newest first, with every attempt",
     responses={200: {"model": DeliveryPage}},
 )
-def list_of_job(job_id: JobId, state: State, limit: Limit = 100, cursor: str | None = None) -> dict[str, Any]:
-    with state.db.read() as connection:
-        tenant = get_job(connection, job_id).tenant
-    return _page(state, tenant, limit, cursor, job_id=job_id)
+def list_of_job(job: OwnJob, state: State, limit: Limit = 100, cursor: str | None = None) -> dict[str, Any]:
+    return _page(state, job.tenant, limit, cursor, job_id=job.id)
 
 
 @router.post(
@@ -77,24 +73,23 @@ def list_of_job(job_id: JobId, state: State, limit: Limit = 100, cursor: str | N
     summary="Tell again what of a job was not delivered, or one event whatever came of it",
     responses={202: {"model": ReplayAnswer}},
 )
-def replay_of_job(job_id: JobId, state: State, body: ReplayBody | None = None) -> dict[str, int]:
+def replay_of_job(job: OwnJob, state: State, body: ReplayBody | None = None) -> dict[str, int]:
     """The webhook-id stays the same, and the schedule of tries begins anew."""
-    with state.db.read() as connection:
-        tenant = get_job(connection, job_id).tenant
     if body is None or body.id is None:
-        return {"replayed": webhook_log.replay(state.db, tenant, job_id=job_id)}
-    webhook_log.replay_one(state.db, tenant, job_id, body.id)
+        return {"replayed": webhook_log.replay(state.db, job.tenant, job_id=job.id)}
+    webhook_log.replay_one(state.db, job.tenant, job.id, body.id)
     return {"replayed": 1}
 
 
 @router.get("/webhooks", summary="List what was told, newest first", responses={200: {"model": DeliveryPage}})
 def list_all(
     state: State,
+    caller: Who,
     status: Annotated[DeliveryState | None, Query(alias="state")] = None,
     limit: Limit = 100,
     cursor: str | None = None,
 ) -> dict[str, Any]:
-    return _page(state, DEFAULT_TENANT, limit, cursor, state=status)
+    return _page(state, caller.tenant, limit, cursor, state=status)
 
 
 @router.post(
@@ -103,10 +98,10 @@ def list_all(
     summary="Tell again what was not delivered in a span of time",
     responses={202: {"model": ReplayAnswer}},
 )
-def replay_range(body: RangeBody, state: State) -> dict[str, int]:
+def replay_range(body: RangeBody, state: State, caller: Who) -> dict[str, int]:
     """For after an outage of yours. Progress is left out."""
     until = _seconds(body.until) if body.until else None
-    return {"replayed": webhook_log.replay(state.db, DEFAULT_TENANT, since=_seconds(body.since), until=until)}
+    return {"replayed": webhook_log.replay(state.db, caller.tenant, since=_seconds(body.since), until=until)}
 
 
 @router.post(
@@ -115,13 +110,13 @@ def replay_range(body: RangeBody, state: State) -> dict[str, int]:
     summary="Send a test to a URL: one try, signed as every event is",
     responses={202: {"model": DeliveryDetail}},
 )
-def test(body: UrlBody, state: State) -> dict[str, Any]:
+def test(body: UrlBody, state: State, caller: Who) -> dict[str, Any]:
     """Read `GET /v1/webhooks/{id}` to see what came of it."""
     try:
         target = postable(body.url, state.settings.webhook_private_addresses)
     except FetchRefused as err:
         raise invalid("/url", err.message) from err
-    return delivery_view(webhook_log.send_test(state.db, DEFAULT_TENANT, body.url, target.shown), detail=True)
+    return delivery_view(webhook_log.send_test(state.db, caller.tenant, body.url, target.shown), detail=True)
 
 
 @router.post(
@@ -129,9 +124,9 @@ def test(body: UrlBody, state: State) -> dict[str, Any]:
     summary="Let a URL that answered 410 be told again",
     responses={200: {"model": EnabledAnswer}},
 )
-def enable(body: UrlBody, state: State) -> dict[str, Any]:
+def enable(body: UrlBody, state: State, caller: Who) -> dict[str, Any]:
     """What it missed is not told by itself: replay it."""
-    webhook_log.enable(state.db, DEFAULT_TENANT, body.url)
+    webhook_log.enable(state.db, caller.tenant, body.url)
     return {"url": body.url, "enabled": True}
 
 
@@ -140,8 +135,8 @@ def enable(body: UrlBody, state: State) -> dict[str, Any]:
     summary="Read the secrets that sign your webhooks, the newest first",
     responses={200: {"model": SecretsAnswer}},
 )
-def read_secret(state: State) -> dict[str, Any]:
-    return _secrets_view(webhook_secrets(state.db, DEFAULT_TENANT))
+def read_secret(state: State, caller: Admin) -> dict[str, Any]:
+    return _secrets_view(webhook_secrets(state.db, caller.tenant))
 
 
 @router.post(
@@ -149,10 +144,10 @@ def read_secret(state: State) -> dict[str, Any]:
     summary="Put a new secret in place; the former one signs beside it for a while",
     responses={200: {"model": SecretsAnswer}},
 )
-def rotate(state: State, body: Annotated[RotateBody | None, Body()] = None) -> dict[str, Any]:
+def rotate(state: State, caller: Admin, body: Annotated[RotateBody | None, Body()] = None) -> dict[str, Any]:
     body = body or RotateBody()
     _check_secret(body.secret)
-    return _secrets_view(rotate_secret(state.db, DEFAULT_TENANT, body.secret, body.overlap_s))
+    return _secrets_view(rotate_secret(state.db, caller.tenant, body.secret, body.overlap_s))
 
 
 @router.get(
@@ -160,9 +155,9 @@ def rotate(state: State, body: Annotated[RotateBody | None, Body()] = None) -> d
     summary="Read one delivery with what it tells",
     responses={200: {"model": DeliveryDetail}},
 )
-def read(webhook_id: str, state: State) -> dict[str, Any]:
+def read(webhook_id: str, state: State, caller: Who) -> dict[str, Any]:
     with state.db.read() as connection:
-        found = webhook_log.get_delivery(connection, DEFAULT_TENANT, webhook_id[:80].replace("\x00", "\ufffd"))
+        found = webhook_log.get_delivery(connection, caller.tenant, webhook_id[:80].replace("\x00", "\ufffd"))
     return delivery_view(found, detail=True)
 
 

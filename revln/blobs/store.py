@@ -156,11 +156,16 @@ class BlobStore:
         with answering(sha256, prefix):
             return self._files.read(path, offset, offset + length) if length else b""
 
-    def exists(self, sha256: str, prefix: str = "images") -> bool:
-        """Whether a blob is there; its bytes are not looked at."""
+    def info(self, sha256: str, prefix: str = "images") -> BlobInfo | None:
+        """What is known of a blob without reading it; None if it is not there."""
         path = blob_path(sha256, prefix)
         with answering(sha256, prefix):
-            return self._files.info(path) is not None
+            found = self._files.info(path)
+        return None if found is None else BlobInfo(sha256, *found)
+
+    def exists(self, sha256: str, prefix: str = "images") -> bool:
+        """Whether a blob is there; its bytes are not looked at."""
+        return self.info(sha256, prefix) is not None
 
     def size(self, sha256: str, prefix: str = "images") -> int:
         """The size in bytes.

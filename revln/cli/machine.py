@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from revln import embedded_redis
-from revln.cli.parts import is_loopback, require_flower_login
+from revln.access import is_loopback
+from revln.cli.parts import require_flower_login
 from revln.errors import StartupError
 from revln.settings import Settings
 

@@ -50,6 +50,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "worker": ("revln.cli.parts:worker", "Run one worker: the process that holds the models."),
         "flower": ("revln.cli.parts:flower", "Run Flower, the view of the queues and workers."),
         "db": ("revln.cli.parts:db", "Look after the database."),
+        "keys": ("revln.cli.keys:keys", "Make, list, rotate and revoke API keys."),
+        "audit": ("revln.cli.keys:audit", "Show who did what."),
     },
     "Teach it": {
         "train": ("revln.cli.train:train", "Train a model of the revln family."),

@@ -6,18 +6,18 @@
 from __future__ import annotations
 
 import importlib
-import ipaddress
 import os
 import socket
 from typing import Any
 
 import click
 
+from revln.access import is_loopback
 from revln.errors import StartupError
 from revln.settings import Settings
 from revln.telemetry import configure_logging
 
-__all__ = ["api", "db", "flower", "flower_arguments", "is_loopback", "require_flower_login", "worker"]
+__all__ = ["api", "db", "flower", "flower_arguments", "require_flower_login", "worker"]
 
 # A long-poll or SSE stream may last a minute; clients reconnect, so a restart of the API need not wait for them.
 API_GRACE_S = 5
@@ -143,15 +143,6 @@ def require_flower_login(settings: Settings) -> None:
             f"Flower on {settings.flower_host} could be reached from other machines: set REVLN_FLOWER_BASIC_AUTH to "
             "user:password, or listen on 127.0.0.1."
         )
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _check_worker(settings: Settings) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ import httpx
 from revln import embedded_redis
 from revln.cli.machine import check_exposure, claim_port, sole_user
 from revln.client import RevlnClient
+from revln.db.engine import Database
+from revln.db.keys import keys_exist
 from revln.errors import JobError, RevlnError, StartupError, UsersError
 from revln.settings import ENV_PREFIX, Settings
 from revln.supervisor import LogStream, Part, Supervisor
@@ -68,9 +71,20 @@ def up(data_dir: Path | None, host: str | None, api_port: int | None, flower_por
         if f"{ENV_PREFIX}REDIS_URL" not in os.environ:
             redis = embedded_redis.prepare(settings.data_dir)
             settings = _with(settings, redis_url=redis.url)
+        if not settings.api_key.get_secret_value() and _keys_exist(settings):
+            # The API will be closed, and our own probes must get in: with a key that lives as long as this run.
+            settings = _with(settings, api_key=secrets.token_hex(32))
         if not settings.flower_url:
             settings = _with(settings, flower_url=_url(settings.flower_host, settings.flower_port))
         _run(settings, redis, workers)
+
+
+def _keys_exist(settings: Settings) -> bool:
+    database = Database(settings.resolved_database_url)
+    try:
+        return keys_exist(database)
+    finally:
+        database.close()
 
 
 def _run(settings: Settings, redis: embedded_redis.EmbeddedRedis | None, workers: int) -> None:

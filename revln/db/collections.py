@@ -13,7 +13,9 @@ from sqlalchemy import Connection, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 from uuid_utils.compat import uuid7
 
+from revln.access import Caller
 from revln.db import bulk, tables
+from revln.db.audit import record
 from revln.db.engine import Database, db_now
 from revln.db.filters import filter_clause
 from revln.db.keyed import by_keys, in_index_order
@@ -75,7 +77,7 @@ _COLUMNS = [tables.collections.c[field.name] for field in fields(Collection)]
 
 
 def create_collection(
-    db: Database, name: str, model: str, fingerprint: str, dim: int, metadata: dict[str, Any]
+    db: Database, by: Caller, name: str, model: str, fingerprint: str, dim: int, metadata: dict[str, Any]
 ) -> tuple[Collection, bool]:
     """Make a collection, or find the one of that name; the collection, and whether it is new.
 
@@ -88,6 +90,7 @@ def create_collection(
             connection.execute(
                 insert(tables.collections).values(
                     id=str(identity),
+                    tenant=by.tenant,
                     name=name,
                     model=model,
                     model_fingerprint=fingerprint,
@@ -97,10 +100,11 @@ def create_collection(
                     updated_at=db_now(),
                 )
             )
-            return get_collection(connection, name), True
+            record(connection, by, "collection.create", name)
+            return get_collection(connection, by.tenant, name), True
     except IntegrityError:
         with db.read() as connection:
-            known = get_collection(connection, name)
+            known = get_collection(connection, by.tenant, name)
         if known.model_fingerprint != fingerprint:
             wanted = f"model {model} ({fingerprint})" if model else f"{dim} dimensions of your own"
             exists = f"model {known.model} ({known.model_fingerprint})" if known.has_model else known.holds
@@ -110,18 +114,20 @@ def create_collection(
         return known, False
 
 
-def get_collection(connection: Connection, name: str) -> Collection:
+def get_collection(connection: Connection, tenant: str, name: str) -> Collection:
     """Raises NotFound."""
-    row = connection.execute(select(*_COLUMNS).where(tables.collections.c.name == name)).one_or_none()
+    columns = tables.collections.c
+    row = connection.execute(select(*_COLUMNS).where(columns.tenant == tenant, columns.name == name)).one_or_none()
     if row is None:
         raise NotFound(f"There is no collection {name!r}. PUT /v1/collections/{name} makes one.")
     return Collection(**row._mapping)
 
 
-def list_collections(connection: Connection) -> list[Collection]:
+def list_collections(connection: Connection, tenant: str) -> list[Collection]:
     """Those that serve, by name."""
     columns = tables.collections.c
-    rows = connection.execute(select(*_COLUMNS).where(columns.shadow_of.is_(None)).order_by(columns.name))
+    serving = (columns.tenant == tenant, columns.shadow_of.is_(None))
+    rows = connection.execute(select(*_COLUMNS).where(*serving).order_by(columns.name))
     return [Collection(**row._mapping) for row in rows]
 
 
@@ -130,15 +136,17 @@ def collection_ids(connection: Connection) -> set[str]:
     return set(connection.scalars(select(tables.collections.c.id)))
 
 
-def delete_collection(db: Database, name: str) -> None:
+def delete_collection(db: Database, by: Caller, name: str) -> None:
     """Remove a collection with its log and its other generations. Raises NotFound."""
     columns = tables.collections.c
     with db.write() as connection:
         # Locked: a migration that lets another generation serve must come before or after.
-        found = connection.scalar(select(columns.id).where(columns.name == name).with_for_update())
+        this = (columns.tenant == by.tenant, columns.name == name)
+        found = connection.scalar(select(columns.id).where(*this).with_for_update())
         if found is None:
             raise NotFound(f"There is no collection {name!r}.")
         connection.execute(delete(tables.collections).where((columns.id == found) | (columns.shadow_of == found)))
+        record(connection, by, "collection.delete", name)
 
 
 def live_seqs(connection: Connection, collection_id: str, item_ids: Sequence[str]) -> dict[str, int | None]:

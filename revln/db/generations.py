@@ -20,7 +20,9 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, insert, select, update
 from uuid_utils.compat import uuid7
 
+from revln.access import Caller
 from revln.db import tables
+from revln.db.audit import record
 from revln.db.collections import Collection, get_collection
 from revln.db.engine import db_now
 from revln.db.keyed import in_index_order
@@ -66,9 +68,9 @@ def shadows_of(connection: Connection, collection_id: str) -> list[Collection]:
     return [Collection(**row._mapping) for row in rows]
 
 
-def generation_for(connection: Connection, name: str, fingerprint: str | None) -> Collection:
+def generation_for(connection: Connection, tenant: str, name: str, fingerprint: str | None) -> Collection:
     """The generation whose vectors are of ``fingerprint`` and complete; else the one that serves. Raises NotFound."""
-    serving = get_collection(connection, name)
+    serving = get_collection(connection, tenant, name)
     if serving.model_fingerprint == fingerprint:
         return serving
     kept = [one for one in shadows_of(connection, serving.id) if one.shadow_role != Role.NEXT]
@@ -93,6 +95,7 @@ def begin_generation(connection: Connection, collection_id: str, model: str, fin
     connection.execute(
         insert(tables.collections).values(
             id=identity,
+            tenant=serving.tenant,
             name=_hidden(identity),
             model=model,
             model_fingerprint=fingerprint,
@@ -216,12 +219,13 @@ def swap(connection: Connection, serving: Collection, shadow: Collection) -> Non
     )
 
 
-def delete_generation(connection: Connection, name: str, role: Role) -> None:
+def delete_generation(connection: Connection, by: Caller, name: str, role: Role) -> None:
     """Remove a generation that does not serve, with its log. Raises NotFound, Conflict."""
-    serving = get_collection(connection, name)
+    serving = get_collection(connection, by.tenant, name)
     found = next((one for one in shadows_of(connection, serving.id) if one.shadow_role == role), None)
     if found is None:
         raise NotFound(f"Collection {name!r} has no {role} generation.")
     gone = delete(tables.collections).where(_C.id == found.id, _C.shadow_of.is_not(None), _C.shadow_role == role)
     if not connection.execute(gone).rowcount:
         raise Conflict(f"The {role} generation of collection {name!r} has just come into use.")
+    record(connection, by, "generation.delete", f"{name} ({role})")

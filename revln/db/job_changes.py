@@ -7,7 +7,9 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, delete, func, insert, literal, or_, select, update
 
+from revln.access import Caller
 from revln.db import tables
+from revln.db.audit import record
 from revln.db.engine import Database, db_now
 from revln.db.jobs import Job, get_job, lock_job
 from revln.db.result_rows import begin_report_again
@@ -82,29 +84,30 @@ def end_queued_chunks(connection: Connection, job: Job, end: ChunkState) -> dict
     return {"chunks_queued": job.chunks_queued - ended, name: getattr(job, name) + ended}
 
 
-def cancel_job(db: Database, job_id: str) -> Job:
+def cancel_job(db: Database, job_id: str, by: Caller) -> Job:
     """Stop queued chunks now and ask running ones to stop at their next batch boundary.
 
     Asking twice is fine. Raises Conflict for a job that has ended in another way.
     """
     with db.write() as connection:
-        job = lock_job(connection, job_id)
+        job = lock_job(connection, job_id, by.tenant)
         if job.status is JobStatus.CANCELED or (not job.status.done and job.cancel_requested_at is not None):
             return job
         if job.status.done:
             raise Conflict(f"Job {job_id} has already {job.status}; only an open job can be canceled.")
         changes: dict[str, Any] = dict(end_queued_chunks(connection, job, ChunkState.CANCELED))
         changes["cancel_requested_at"] = db_now()
+        record(connection, by, "job.cancel", job_id)
         return settle_job(connection, job, changes)
 
 
-def retry_job(db: Database, job_id: str, attempts: int) -> Job:
+def retry_job(db: Database, job_id: str, attempts: int, by: Caller) -> Job:
     """Queue again what failed, was canceled or expired; items that were done stay done.
 
     Raises Conflict if the job is still open or nothing of it failed.
     """
     with db.write() as connection:
-        job = lock_job(connection, job_id)
+        job = lock_job(connection, job_id, by.tenant)
         if not job.status.done:
             raise Conflict(f"Job {job_id} is {job.status}; only a job that has ended can be retried.")
         columns = tables.chunks.c
@@ -117,6 +120,7 @@ def retry_job(db: Database, job_id: str, attempts: int) -> Job:
         ).all()
         if not rows:
             raise Conflict(f"Nothing of job {job_id} failed; there is nothing to retry.")
+        record(connection, by, "job.retry", job_id)
         reset = begin_report_again(connection, job)
         job = replace(job, **reset)
         connection.execute(
@@ -145,13 +149,13 @@ def retry_job(db: Database, job_id: str, attempts: int) -> Job:
         return settle_job(connection, job, changes)
 
 
-def delete_job(db: Database, job_id: str) -> None:
+def delete_job(db: Database, job_id: str, by: Caller) -> None:
     """Remove a job, its chunks, results, events and webhooks; of a large one the sweepers remove them, step by step.
 
     Raises Conflict while it is open.
     """
     with db.write() as connection:
-        job = lock_job(connection, job_id)
+        job = lock_job(connection, job_id, by.tenant)
         if not job.status.done:
             raise Conflict(f"Job {job_id} is {job.status}; cancel it before you delete it.")
         forget(connection, job_id)
@@ -159,3 +163,4 @@ def delete_job(db: Database, job_id: str) -> None:
             connection.execute(delete(tables.jobs).where(tables.jobs.c.id == job_id))
         else:
             retire(connection, tables.jobs.c.id == job_id)
+        record(connection, by, "job.delete", job_id)

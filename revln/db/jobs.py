@@ -93,21 +93,21 @@ def job_from_row(row: Any) -> Job:
     return Job(**{**values, "status": JobStatus(values["status"])})
 
 
-def _one(job_id: str) -> Select[Any]:
-    return select(*JOB_COLUMNS).where(tables.jobs.c.id == job_id, tables.jobs.c.deleted_at.is_(None))
+def get_job(connection: Connection, job_id: str, tenant: str | None = None) -> Job:
+    """``tenant``: whose it must be; None where the id is our own (a claim's). Raises NotFound."""
+    return _one(connection, select(*JOB_COLUMNS), job_id, tenant)
 
 
-def get_job(connection: Connection, job_id: str) -> Job:
-    """Raises NotFound."""
-    row = connection.execute(_one(job_id)).one_or_none()
-    if row is None:
-        raise NotFound(f"There is no job {job_id!r}.")
-    return job_from_row(row)
+def lock_job(connection: Connection, job_id: str, tenant: str | None = None) -> Job:
+    """The same, its row locked until the transaction ends (SQLite: the write transaction is the lock)."""
+    return _one(connection, select(*JOB_COLUMNS).with_for_update(), job_id, tenant)
 
 
-def lock_job(connection: Connection, job_id: str) -> Job:
-    """The job, its row locked until the transaction ends (SQLite: the write transaction is the lock)."""
-    row = connection.execute(_one(job_id).with_for_update()).one_or_none()
+def _one(connection: Connection, query: Select[Any], job_id: str, tenant: str | None) -> Job:
+    query = query.where(tables.jobs.c.id == job_id, tables.jobs.c.deleted_at.is_(None))
+    if tenant is not None:
+        query = query.where(tables.jobs.c.tenant == tenant)
+    row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFound(f"There is no job {job_id!r}.")
     return job_from_row(row)
@@ -123,11 +123,12 @@ class JobFilter:
 
 
 def list_jobs(
-    connection: Connection, wanted: JobFilter, limit: int, before: tuple[float, str] | None = None
+    connection: Connection, tenant: str, wanted: JobFilter, limit: int, before: tuple[float, str] | None = None
 ) -> list[Job]:
-    """Newest first; ``before`` is the (created_at, id) of the last job of the page before."""
+    """A tenant's, newest first; ``before`` is the (created_at, id) of the last job of the page before."""
     columns = tables.jobs.c
-    conditions: list[ColumnElement[bool]] = [
+    conditions: list[ColumnElement[bool]] = [columns.tenant == tenant]
+    conditions += [
         columns[name] == value
         for name in ("status", "kind", "collection", "tag")
         if (value := getattr(wanted, name)) is not None

@@ -13,7 +13,9 @@ from typing import Literal
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from revln.access import Caller
 from revln.db import tables
+from revln.db.audit import record
 from revln.db.engine import Database, db_now
 
 __all__ = ["Order", "Wanted", "model_orders", "place_order"]
@@ -30,7 +32,7 @@ class Order:
     number: int
 
 
-def place_order(db: Database, name: str, wanted: Wanted) -> Order:
+def place_order(db: Database, name: str, wanted: Wanted, by: Caller) -> Order:
     """It replaces an earlier one for the same model that workers have not read yet."""
     table = tables.model_orders
     again = update(table).where(table.c.name == name).returning(table.c.number)
@@ -38,10 +40,12 @@ def place_order(db: Database, name: str, wanted: Wanted) -> Order:
         with db.write() as connection:
             found = connection.scalar(again.values(wanted=wanted, number=table.c.number + 1, placed_at=db_now()))
             if found is not None:
+                record(connection, by, f"model.{wanted}", name)
                 return Order(name, wanted, int(found))
         try:
             with db.write() as connection:
                 connection.execute(insert(table).values(name=name, wanted=wanted, number=1, placed_at=db_now()))
+                record(connection, by, f"model.{wanted}", name)
             return Order(name, wanted, 1)
         except IntegrityError:
             continue  # somebody else placed the first one just now

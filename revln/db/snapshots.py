@@ -13,7 +13,9 @@ from uuid import UUID
 from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
 from uuid_utils.compat import uuid7
 
+from revln.access import Caller
 from revln.db import tables
+from revln.db.audit import record
 from revln.db.collections import Collection, get_collection
 from revln.db.engine import Database, db_now
 from revln.errors import Conflict, LeaseLost, NotFound
@@ -175,7 +177,7 @@ def list_snapshots(connection: Connection, collection_id: str) -> list[Snapshot]
     return [_snapshot(row) for row in rows]
 
 
-def roll_back(db: Database, collection_id: str, to: str | None) -> Snapshot:
+def roll_back(db: Database, collection_id: str, to: str | None, by: Caller) -> Snapshot:
     """Serve a given snapshot again, or the one before the current one.
 
     Raises:
@@ -196,6 +198,8 @@ def roll_back(db: Database, collection_id: str, to: str | None) -> Snapshot:
         if row.state != SnapshotState.READY:
             raise Conflict(f"Snapshot {to} is {row.state}; only one that is ready can be served. Build a new one.")
         _serve(connection, collection_id, to)
+        name = connection.scalar(select(tables.collections.c.name).where(tables.collections.c.id == collection_id))
+        record(connection, by, "collection.rollback", f"{name} to {to}")
         return _snapshot(row)
 
 
@@ -234,13 +238,13 @@ def long_tails(connection: Connection, least: int, share: float) -> list[tuple[C
     columns = tables.collections.c
     tail = columns.head_seq - func.coalesce(_TABLE.c.up_to_seq, 0)
     rows = connection.execute(
-        select(columns.name, newest.c.id)
+        select(columns.tenant, columns.name, newest.c.id)
         .join(newest, newest.c.collection_id == columns.id, isouter=True)
         .join(_TABLE, _TABLE.c.id == newest.c.id, isouter=True)
         .where(columns.shadow_of.is_(None))
         .where(columns["count"] > 0, tail >= least, tail >= share * func.coalesce(_TABLE.c["count"], 0))
     ).all()
-    return [(get_collection(connection, row.name), row.id) for row in rows]
+    return [(get_collection(connection, row.tenant, row.name), row.id) for row in rows]
 
 
 def is_referenced(connection: Connection, sha256: str) -> bool:

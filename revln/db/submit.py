@@ -10,7 +10,9 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from revln.access import Caller
 from revln.db import tables
+from revln.db.audit import record
 from revln.db.engine import Database, db_now
 from revln.db.job_changes import add_event
 from revln.db.jobs import JOB_COLUMNS, Job, get_job, job_from_row
@@ -38,6 +40,7 @@ class NewJob:
     """What a submission has been validated into."""
 
     id: str
+    by: Caller  # whose it becomes
     kind: str
     priority: str
     queue: str
@@ -65,26 +68,29 @@ def submit_job(db: Database, new: NewJob) -> tuple[Job, bool]:
     """
     try:
         with db.write() as connection:
-            known = find_by_key(connection, new.idempotency_key, new.request_sha256)
+            known = find_by_key(connection, new.by.tenant, new.idempotency_key, new.request_sha256)
             return (known, False) if known else (_insert(connection, new), True)
     except IntegrityError:
         # Two submissions with one key at once: the other won between our look and our insert.
         with db.read() as connection:
-            known = find_by_key(connection, new.idempotency_key, new.request_sha256)
+            known = find_by_key(connection, new.by.tenant, new.idempotency_key, new.request_sha256)
         if known is None:
             raise
         return known, False
 
 
-def find_by_key(connection: Connection, key: str | None, request_sha256: str | None) -> Job | None:
-    """The job that this Idempotency-Key made, if any.
+def find_by_key(connection: Connection, tenant: str, key: str | None, request_sha256: str | None) -> Job | None:
+    """The job that this Idempotency-Key of the tenant's made, if any.
 
     Raises:
         IdempotencyMismatch: it was made from another body.
     """
     if key is None:
         return None
-    row = connection.execute(select(*JOB_COLUMNS).where(tables.jobs.c.idempotency_key == key)).one_or_none()
+    columns = tables.jobs.c
+    row = connection.execute(
+        select(*JOB_COLUMNS).where(columns.tenant == tenant, columns.idempotency_key == key)
+    ).one_or_none()
     if row is None:
         return None
     job = job_from_row(row)
@@ -101,6 +107,8 @@ def _insert(connection: Connection, new: NewJob) -> Job:
     connection.execute(
         insert(tables.jobs).values(
             id=new.id,
+            tenant=new.by.tenant,
+            key_id=new.by.key_id,
             kind=new.kind,
             status=JobStatus.QUEUED,
             priority=new.priority,
@@ -143,6 +151,7 @@ def _insert(connection: Connection, new: NewJob) -> Job:
         count += len(batch)
     connection.execute(update(tables.jobs).where(tables.jobs.c.id == new.id).values(chunks_queued=count))
     add_event(connection, new.id, "job.queued", {"total": new.total})
+    record(connection, new.by, "job.submit", f"{new.id} ({new.kind})")
     return get_job(connection, new.id)
 
 

@@ -24,8 +24,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from revln.access import DEFAULT_TENANT
+
 __all__ = [
-    "DEFAULT_TENANT",
     "api_keys",
     "audit",
     "chunks",
@@ -60,9 +61,6 @@ metadata = MetaData(
 _Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 _Id = String(36)
 _Sha256 = String(64)
-
-# Whose everything is that was there before there were tenants, and what is done without a key.
-DEFAULT_TENANT = "default"
 
 
 def _tenant() -> Column[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from revln.access import DEFAULT_TENANT
 from revln.blobs import BlobStore
 from revln.db.collections import get_collection
 from revln.db.engine import Database
@@ -38,7 +39,7 @@ def _build(db: Database, blobs: BlobStore, step: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with db.read() as connection:
-        collection = get_collection(connection, "c")
+        collection = get_collection(connection, DEFAULT_TENANT, "c")
     begun = begin_build(db, collection.id, OWNER, 30.0)
     assert begun is not None
     at("begun")
@@ -51,7 +52,7 @@ def _build(db: Database, blobs: BlobStore, step: str) -> None:
 
 def _write(db: Database, blobs: BlobStore, seed: str, count: str, file: str) -> None:
     with db.read() as connection:
-        collection = get_collection(connection, "c")
+        collection = get_collection(connection, DEFAULT_TENANT, "c")
     random, cache, journal = np.random.default_rng(int(seed)), IndexCache(db, blobs), []
     for number in range(int(count)):
         shared = random.random() < 0.5

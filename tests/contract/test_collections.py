@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
+from revln.access import DEFAULT_TENANT, OWNER
 from revln.db import collections, tables
 from revln.db.collections import Collection
 from revln.db.embeddings import cached_vectors, store_vectors
@@ -20,7 +21,7 @@ DIM = 4
 
 
 def make(db: Database, name: str = "c", fingerprint: str = "f") -> Collection:
-    return collections.create_collection(db, name, "m", fingerprint, DIM, {})[0]
+    return collections.create_collection(db, OWNER, name, "m", fingerprint, DIM, {})[0]
 
 
 def put(item_id: str, seed: int = 0) -> LogEntry:
@@ -35,7 +36,7 @@ def append(db: Database, collection: Collection, *entries: LogEntry) -> list[int
 
 def read(db: Database, name: str = "c") -> Collection:
     with db.read() as connection:
-        return collections.get_collection(connection, name)
+        return collections.get_collection(connection, DEFAULT_TENANT, name)
 
 
 def test_every_change_takes_the_next_seq_and_names_the_row_it_replaces(db: Database) -> None:
@@ -98,8 +99,8 @@ def test_the_vector_of_an_id_is_its_newest(db: Database) -> None:
 
 
 def test_a_collection_made_twice_is_one_and_another_model_is_refused(db: Database) -> None:
-    c, new = collections.create_collection(db, "c", "m", "f", DIM, {})
-    again, newer = collections.create_collection(db, "c", "m", "f", DIM, {})
+    c, new = collections.create_collection(db, OWNER, "c", "m", "f", DIM, {})
+    again, newer = collections.create_collection(db, OWNER, "c", "m", "f", DIM, {})
     assert (new, newer, again.id) == (True, False, c.id)
     with pytest.raises(Conflict, match="exists with model"):
         make(db, fingerprint="other")
@@ -108,7 +109,7 @@ def test_a_collection_made_twice_is_one_and_another_model_is_refused(db: Databas
 def test_deleting_a_collection_takes_its_log_and_a_new_one_of_that_name_is_another(db: Database) -> None:
     c = make(db)
     append(db, c, put("a"))
-    collections.delete_collection(db, "c")
+    collections.delete_collection(db, OWNER, "c")
     with pytest.raises(NotFound):
         read(db)
     with pytest.raises(NotFound):

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from revln.access import OWNER
 from revln.db.engine import Database
 from revln.db.model_orders import Order, model_orders, place_order
 from revln.errors import ModelUnavailable
@@ -45,16 +46,16 @@ def worker(db: Database) -> Iterator[Worker]:
 
 
 def test_orders_of_one_model_are_counted_and_the_last_one_counts(db: Database) -> None:
-    assert place_order(db, "a", "load") == Order("a", "load", 1)
-    assert place_order(db, "b", "unload") == Order("b", "unload", 1)
-    assert place_order(db, "a", "unload") == Order("a", "unload", 2)
+    assert place_order(db, "a", "load", OWNER) == Order("a", "load", 1)
+    assert place_order(db, "b", "unload", OWNER) == Order("b", "unload", 1)
+    assert place_order(db, "a", "unload", OWNER) == Order("a", "unload", 2)
     with db.read() as connection:
         assert set(model_orders(connection)) == {Order("a", "unload", 2), Order("b", "unload", 1)}
 
 
 def test_first_orders_placed_at_once_get_numbers_of_their_own(db: Database) -> None:
     with ThreadPoolExecutor(8) as pool:
-        numbers = [order.number for order in pool.map(lambda _: place_order(db, "a", "load"), range(8))]
+        numbers = [order.number for order in pool.map(lambda _: place_order(db, "a", "load", OWNER), range(8))]
     assert sorted(numbers) == list(range(1, 9))
 
 
@@ -62,23 +63,23 @@ def test_every_worker_carries_an_order_out_once(db: Database, worker: Worker) ->
     other = Worker(db)
     for each in (worker, other):
         each.orders.look()  # as at its start
-    place_order(db, "a", "load")
+    place_order(db, "a", "load", OWNER)
     for each in (worker, other):
         each.carry_out()
         assert each.shows() == {"a": ("loaded", 1)}
     worker.models.unload("a")  # as another model's load may do
     worker.orders.look()
     assert worker.shows() == {"a": ("unloaded", 1)}, "an old order does not bring it back"
-    place_order(db, "a", "unload")
+    place_order(db, "a", "unload", OWNER)
     other.carry_out()
     assert other.shows() == {"a": ("unloaded", 2)}
     other.models.close()
 
 
 def test_orders_from_before_a_worker_began_are_not_its_own(db: Database, worker: Worker) -> None:
-    place_order(db, "a", "load")
+    place_order(db, "a", "load", OWNER)
     worker.orders.look()
-    place_order(db, "b", "load")
+    place_order(db, "b", "load", OWNER)
     worker.carry_out()
     assert worker.shows() == {"b": ("loaded", 1)}
     assert worker.loader.loads == ["b"]
@@ -87,12 +88,12 @@ def test_orders_from_before_a_worker_began_are_not_its_own(db: Database, worker:
 def test_an_order_that_fails_shows_why_and_the_next_one_is_carried_out(db: Database, worker: Worker) -> None:
     worker.loader.fails["a"] = ModelUnavailable("no weights")
     worker.orders.look()
-    place_order(db, "a", "load")
+    place_order(db, "a", "load", OWNER)
     worker.carry_out()
     (row,) = worker.models.describe()
     assert (row["state"], row["order"], row["error"]["detail"]) == ("failed", 1, "no weights")
     del worker.loader.fails["a"]
-    place_order(db, "a", "load")
+    place_order(db, "a", "load", OWNER)
     worker.carry_out()
     assert worker.shows() == {"a": ("loaded", 2)}
 
@@ -100,10 +101,10 @@ def test_an_order_that_fails_shows_why_and_the_next_one_is_carried_out(db: Datab
 def test_a_slow_load_keeps_no_other_order_waiting(db: Database, worker: Worker) -> None:
     worker.loader.gates["a"] = threading.Event()
     worker.orders.look()
-    place_order(db, "a", "load")
+    place_order(db, "a", "load", OWNER)
     worker.orders.look()
     wait_until(lambda: worker.loader.loads, what="the slow load")
-    place_order(db, "b", "load")
+    place_order(db, "b", "load", OWNER)
     worker.carry_out()
     assert worker.shows() == {"a": ("loading", 0), "b": ("loaded", 1)}
     worker.loader.gates["a"].set()

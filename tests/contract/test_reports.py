@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+from revln.access import OWNER
 from revln.db import tables
 from revln.db.chunks import ChunkResult, finish_chunk
 from revln.db.engine import Database
@@ -52,13 +53,13 @@ def test_a_report_of_any_length_is_read_a_page_at_a_time(db: Database, length: i
         )
         assert connection.execute(counted).one() == (done.chunks_succeeded, length, length)
     with pytest.raises(Conflict, match="nothing to retry"):
-        retry_job(db, done.id, 5)
+        retry_job(db, done.id, 5, OWNER)
 
 
 def test_a_report_that_is_retried_begins_again(db: Database) -> None:
     first = finish(db, new_job(db), report(1203, failed=2))
     assert (first.status, first.succeeded, first.failed) == ("succeeded", 1201, 2)
-    again = retry_job(db, first.id, 5)
+    again = retry_job(db, first.id, 5, OWNER)
     assert (again.status, again.total, again.succeeded, again.failed) == ("queued", 1, 0, 0)
     assert (again.chunks_queued, again.chunks_succeeded) == (1, 0)
     assert page(db, again, 0, 10_000) == []

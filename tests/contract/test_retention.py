@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+from revln.access import DEFAULT_TENANT, OWNER
 from revln.db import job_changes, retention, tables
 from revln.db.chunks import claim_chunk, finish_chunk
 from revln.db.engine import Database
@@ -38,7 +39,7 @@ def test_jobs_past_their_retention_are_gone_and_younger_and_open_ones_stay(db: D
     with db.read() as connection:
         with pytest.raises(NotFound):
             get_job(connection, old.id)
-        assert {job.id for job in list_jobs(connection, JobFilter(), 10)} == {young.id, open_.id}
+        assert {job.id for job in list_jobs(connection, DEFAULT_TENANT, JobFilter(), 10)} == {young.id, open_.id}
         assert sum(count for _, _, count, _ in count_by_status(connection)) == 2
     while retention.purge(db, 100):
         pass
@@ -51,12 +52,14 @@ def test_a_large_job_is_gone_at_once_and_its_rows_go_in_steps_of_the_size_asked_
     monkeypatch.setattr(job_changes, "_AT_ONCE", 11)
     job = done_job(db, n_items=12, idempotency_key="k", request_sha256="a" * 64)
     before = rows(db)
-    job_changes.delete_job(db, job.id)
+    job_changes.delete_job(db, job.id, OWNER)
     with db.read() as connection, pytest.raises(NotFound):
         get_job(connection, job.id)
-    for change in (job_changes.delete_job, job_changes.cancel_job, lambda *args: job_changes.retry_job(*args, 5)):
+    for change in (job_changes.delete_job, job_changes.cancel_job):
         with pytest.raises(NotFound):
-            change(db, job.id)
+            change(db, job.id, OWNER)
+    with pytest.raises(NotFound):
+        job_changes.retry_job(db, job.id, 5, OWNER)
     assert claim_chunk(db, job.id, 0, "w", 30) is None
     assert make_job(db, 1, idempotency_key="k", request_sha256="b" * 64).id != job.id, "its key is free again"
 
@@ -71,7 +74,7 @@ def test_a_large_job_is_gone_at_once_and_its_rows_go_in_steps_of_the_size_asked_
 
 def test_deleting_takes_everything_of_a_small_job_within_the_request(db: Database) -> None:
     job = done_job(db, n_items=3)
-    job_changes.delete_job(db, job.id)
+    job_changes.delete_job(db, job.id, OWNER)
     assert set(rows(db).values()) == {0}
 
 
@@ -79,12 +82,12 @@ def test_a_job_that_is_retried_as_its_retention_ends_stays(db: Database) -> None
     job = make_job(db, 1, retention_s=-1.0)
     claim = take(db, job)
     finish_chunk(db, claim, lambda _: ok_result(claim, failed=1))
-    job_changes.retry_job(db, job.id, 5)
+    job_changes.retry_job(db, job.id, 5, OWNER)
     assert retention.retire_expired(db) == 0
     with db.read() as connection:
         assert get_job(connection, job.id).status is JobStatus.QUEUED
     with pytest.raises(Conflict):
-        job_changes.delete_job(db, job.id)
+        job_changes.delete_job(db, job.id, OWNER)
 
 
 def test_steps_follow_how_long_they_hold_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:

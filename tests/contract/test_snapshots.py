@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from revln.access import OWNER
 from revln.db.collections import Collection, delete_collection
 from revln.db.engine import Database
 from revln.db.snapshots import (
@@ -88,16 +89,16 @@ def test_rollback_goes_to_the_one_before_or_to_a_given_one(db: Database) -> None
     c = make_collection(db, 4)
     one, two, three = (published(db, c, sha) for sha in "123")
     assert current(db, c) == three.id
-    assert roll_back(db, c.id, None).id == two.id
-    assert roll_back(db, c.id, None).id == one.id == current(db, c)
+    assert roll_back(db, c.id, None, OWNER).id == two.id
+    assert roll_back(db, c.id, None, OWNER).id == one.id == current(db, c)
     with pytest.raises(Conflict, match="before the current one"):
-        roll_back(db, c.id, None)
-    assert roll_back(db, c.id, three.id).id == current(db, c) == three.id
+        roll_back(db, c.id, None, OWNER)
+    assert roll_back(db, c.id, three.id, OWNER).id == current(db, c) == three.id
     with pytest.raises(NotFound):
-        roll_back(db, c.id, "no such")
+        roll_back(db, c.id, "no such", OWNER)
     other = make_collection(db, 4, "other")
     with pytest.raises(NotFound):
-        roll_back(db, other.id, one.id)
+        roll_back(db, other.id, one.id, OWNER)
 
 
 def test_the_oldest_are_pruned_but_never_the_one_that_is_served(db: Database) -> None:
@@ -110,7 +111,7 @@ def test_the_oldest_are_pruned_but_never_the_one_that_is_served(db: Database) ->
         assert not is_referenced(connection, one.sha256)
         assert is_referenced(connection, two.sha256)
     building = begin_build(db, c.id, "job", 30)
-    assert roll_back(db, c.id, two.id).id == two.id
+    assert roll_back(db, c.id, two.id, OWNER).id == two.id
     assert building is not None
     with db.write() as connection:
         four = publish(connection, c.id, building, made("4"), 1)
@@ -124,7 +125,7 @@ def test_a_damaged_one_is_replaced_by_the_one_before_it_and_reported_once(db: Da
     assert [set_damaged(db, two), set_damaged(db, two)] == [True, False]
     assert current(db, c) == one.id
     with pytest.raises(Conflict, match="damaged"):
-        roll_back(db, c.id, two.id)
+        roll_back(db, c.id, two.id, OWNER)
     assert set_damaged(db, one)
     assert current(db, c) is None
     with db.read() as connection:
@@ -144,7 +145,7 @@ def test_a_long_tail_is_measured_from_the_newest_good_snapshot(db: Database) -> 
     assert (grown(6), grown(7)) == ([one.id], [])
     two = published(db, c, "2", up_to_seq=8)
     assert grown(1) == []  # two rows are less than half of eight
-    roll_back(db, c.id, one.id)
+    roll_back(db, c.id, one.id, OWNER)
     assert grown(1) == []  # gone back on purpose
     set_damaged(db, two)
     assert grown(1) == [one.id]
@@ -154,7 +155,7 @@ def test_a_deleted_collection_takes_its_snapshots_and_its_builder_along(db: Data
     c = make_collection(db, 4)
     one, begun = published(db, c, "1"), begin_build(db, c.id, "job", 30)
     assert begun is not None
-    delete_collection(db, "c")
+    delete_collection(db, OWNER, "c")
     with pytest.raises(LeaseLost):
         renew_build(db, begun, 30)
     with pytest.raises(NotFound), db.write() as connection:

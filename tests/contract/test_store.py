@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import select
 
+from revln.access import DEFAULT_TENANT, OWNER
 from revln.db import job_changes, sweep, tables
 from revln.db import jobs as db_jobs
 from revln.db.chunks import Claim, bury_chunk, claim_chunk, end_chunk, finish_chunk, heartbeat, release_chunk
@@ -118,7 +119,7 @@ def test_retry_runs_only_what_failed_and_keeps_what_was_done(db: Database) -> No
     job = make_job(db, n_items=4, chunk_items=2)
     finish(db, take(db, job, 0))
     finish(db, take(db, job, 1), failed=1)
-    again = job_changes.retry_job(db, job.id, 5)
+    again = job_changes.retry_job(db, job.id, 5, OWNER)
     assert (again.status, again.succeeded, again.failed) == (JobStatus.RUNNING, 3, 0)
     assert claim_chunk(db, job.id, 0, "w", 30) is None, "a chunk without failures stays done"
     claim = take(db, job, 1)
@@ -131,27 +132,27 @@ def test_retry_runs_only_what_failed_and_keeps_what_was_done(db: Database) -> No
 def test_retry_of_a_job_that_did_well_or_is_open_is_a_conflict(db: Database) -> None:
     job = make_job(db, n_items=1)
     with pytest.raises(Conflict, match="queued"):
-        job_changes.retry_job(db, job.id, 5)
+        job_changes.retry_job(db, job.id, 5, OWNER)
     finish(db, take(db, job))
     with pytest.raises(Conflict, match="Nothing"):
-        job_changes.retry_job(db, job.id, 5)
+        job_changes.retry_job(db, job.id, 5, OWNER)
 
 
 def test_a_dead_chunk_can_be_retried(db: Database) -> None:
     job = make_job(db, n_items=1)
     bury_chunk(db, take(db, job), {"code": "model_unavailable", "detail": "x", "retryable": False})
     assert read(db, job.id).status is JobStatus.FAILED
-    assert job_changes.retry_job(db, job.id, 5).error is None
+    assert job_changes.retry_job(db, job.id, 5, OWNER).error is None
     assert finish(db, take(db, job)).status is JobStatus.SUCCEEDED
 
 
 def test_cancel_stops_queued_chunks_at_once_and_running_ones_when_they_end(db: Database) -> None:
     job = make_job(db, n_items=3)
     running = take(db, job, 0)
-    asked = job_changes.cancel_job(db, job.id)
+    asked = job_changes.cancel_job(db, job.id, OWNER)
     assert (asked.status, asked.chunks_canceled) == (JobStatus.RUNNING, 2)
     assert claim_chunk(db, job.id, 1, "w", 30) is None
-    assert job_changes.cancel_job(db, job.id).status is JobStatus.RUNNING, "asking twice is fine"
+    assert job_changes.cancel_job(db, job.id, OWNER).status is JobStatus.RUNNING, "asking twice is fine"
     assert end_chunk(db, running, ChunkState.CANCELED).status is JobStatus.CANCELED
 
 
@@ -159,8 +160,8 @@ def test_a_canceled_jobs_chunk_is_not_queued_again_by_a_release_or_a_crash(db: D
     released, crashed = make_job(db, 1), make_job(db, 1)
     claim = take(db, released)
     take(db, crashed)
-    job_changes.cancel_job(db, released.id)
-    job_changes.cancel_job(db, crashed.id)
+    job_changes.cancel_job(db, released.id, OWNER)
+    job_changes.cancel_job(db, crashed.id, OWNER)
     assert release_chunk(db, claim, None, 0, counted=True).status is JobStatus.CANCELED
     let_leases_run_out(db)
     sweep.recover_lost_chunks(db, 3)
@@ -171,7 +172,7 @@ def test_canceling_a_finished_job_is_a_conflict(db: Database) -> None:
     job = make_job(db, n_items=1)
     finish(db, take(db, job))
     with pytest.raises(Conflict, match="succeeded"):
-        job_changes.cancel_job(db, job.id)
+        job_changes.cancel_job(db, job.id, OWNER)
 
 
 def test_a_chunk_handed_back_at_shutdown_loses_no_attempt(db: Database) -> None:
@@ -201,7 +202,7 @@ def test_one_idempotency_key_from_fifty_threads_makes_one_job(db: Database) -> N
         jobs = list(pool.map(lambda _: make_job(db, 1, idempotency_key="k", request_sha256="a" * 64).id, range(50)))
     assert len(set(jobs)) == 1
     with db.read() as connection:
-        assert len(db_jobs.list_jobs(connection, JobFilter(), 100)) == 1
+        assert len(db_jobs.list_jobs(connection, DEFAULT_TENANT, JobFilter(), 100)) == 1
     with pytest.raises(IdempotencyMismatch):
         make_job(db, 1, idempotency_key="k", request_sha256="b" * 64)
 
@@ -211,10 +212,10 @@ def test_listing_pages_through_every_job_once_newest_first(db: Database) -> None
     seen: list[str] = []
     before = None
     with db.read() as connection:
-        while page := db_jobs.list_jobs(connection, JobFilter(), 3, before):
+        while page := db_jobs.list_jobs(connection, DEFAULT_TENANT, JobFilter(), 3, before):
             seen += [job.id for job in page]
             before = (page[-1].created_at, page[-1].id)
-        tagged = db_jobs.list_jobs(connection, JobFilter(tag="a"), 10)
+        tagged = db_jobs.list_jobs(connection, DEFAULT_TENANT, JobFilter(tag="a"), 10)
     assert sorted(seen) == sorted(made)
     assert len(tagged) == 3
 
@@ -245,11 +246,11 @@ def test_events_tell_the_story_in_order(db: Database) -> None:
 def test_deleting_takes_everything_of_a_finished_job_and_nothing_of_an_open_one(db: Database) -> None:
     job, other = make_job(db, n_items=1), make_job(db, n_items=1)
     finish(db, take(db, job))
-    job_changes.delete_job(db, job.id)
+    job_changes.delete_job(db, job.id, OWNER)
     with pytest.raises(NotFound):
         read(db, job.id)
     with pytest.raises(Conflict):
-        job_changes.delete_job(db, other.id)
+        job_changes.delete_job(db, other.id, OWNER)
     with db.read() as connection:
         for table in (tables.chunks, tables.results, tables.events):
             owners = set(connection.scalars(select(table.c.job_id)))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, func, select, update
 
+from revln.access import OWNER
 from revln.db import tables
 from revln.db.chunks import bury_chunk, end_chunk, finish_chunk, release_chunk
 from revln.db.deliveries import Delivery, Outcome, claim_deliveries, delete_old, give_up, record
@@ -109,7 +110,7 @@ def test_what_the_sweeper_ends_is_told_too(db: Database) -> None:
 def test_a_failed_job_that_is_retried_tells_it_again(db: Database) -> None:
     job = make_job(db, n_items=1, webhook=hook())
     bury_chunk(db, take(db, job), {"code": "worker_lost", "detail": "gone", "retryable": False})
-    retry_job(db, job.id, 1)
+    retry_job(db, job.id, 1, OWNER)
     mine = take(db, job)
     finish_chunk(db, mine, lambda _: ok_result(mine))
     assert types(db, job) == ["job.started", "job.failed", "job.started", "job.succeeded"]
@@ -119,7 +120,7 @@ def test_only_what_was_asked_for_is_told_and_nothing_without_a_webhook(db: Datab
     chosen, silent = make_job(db, n_items=1, webhook=hook(events=["job.canceled"])), make_job(db, n_items=1)
     for job in (chosen, silent):
         take(db, job)
-        cancel_job(db, job.id)
+        cancel_job(db, job.id, OWNER)
     assert types(db, chosen) == []  # cancellation was asked for; the chunk still runs
     assert types(db, silent) == []
 
@@ -188,7 +189,7 @@ def test_the_end_takes_the_place_of_progress_that_waits(db: Database) -> None:
 def end_jobs(db: Database, count: int, url: str = "https://hooks.test/a") -> list[Job]:
     jobs = [make_job(db, n_items=1, webhook=hook(url, events=["job.canceled"])) for _ in range(count)]
     for job in jobs:
-        cancel_job(db, job.id)
+        cancel_job(db, job.id, OWNER)
     return jobs
 
 
@@ -289,7 +290,7 @@ def test_the_end_of_a_job_is_told_also_after_the_job_expired(db: Database) -> No
 def test_deleting_a_job_deletes_what_was_told_of_it_and_what_was_to_be(db: Database) -> None:
     job, other = end_jobs(db, 2)
     claim(db)
-    delete_job(db, job.id)
+    delete_job(db, job.id, OWNER)
     assert types(db, job) == []
     assert types(db, other) == ["job.canceled"]
     with db.read() as connection:

@@ -489,7 +489,7 @@ def test_an_image_is_fetched_whole_and_as_a_thumbnail_and_cached_for_ever(stack:
     sha256 = stack.http.post("/v1/images", content=data).json()["sha256"]
     whole = stack.http.get(f"/v1/images/{sha256}")
     assert (whole.content, whole.headers["Content-Type"]) == (data, "image/jpeg")
-    assert whole.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    assert whole.headers["Cache-Control"] == "private, max-age=31536000, immutable"
     assert whole.headers["X-Content-Type-Options"] == "nosniff"
     small = stack.http.get(f"/v1/images/{sha256}", params={"width": 160})
     with Image.open(io.BytesIO(small.content)) as opened:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from revln.access import OWNER
 from revln.blobs import BlobStore
 from revln.db.collections import Collection, delete_collection
 from revln.db.engine import Database
@@ -154,7 +155,7 @@ def test_searches_go_on_while_a_new_snapshot_takes_the_place_of_the_old_one_and_
     assert recall(db, filled, hnsw, contents) >= 0.9
     two = build(db, blobs, filled, "ivf")
     wait_until(lambda: cache.caught_up(read(db)) is not hnsw, what="the newer snapshot")
-    assert roll_back(db, filled.id, None).id == one.id != two.id
+    assert roll_back(db, filled.id, None, OWNER).id == one.id != two.id
     ivf = cache.caught_up(read(db))
     back = wait_until(lambda: (found := cache.caught_up(read(db))) is not ivf and found, what="the older snapshot")
     assert back.tail_rows == 0
@@ -230,7 +231,7 @@ def test_a_collection_deleted_at_any_step_ends_its_build(
     def delete_at(name: str) -> None:
         with suppress(NotFound):  # a step may come many times
             if name == step:
-                delete_collection(db, "c")
+                delete_collection(db, OWNER, "c")
 
     begun = begin_build(db, filled.id, "test", 30)
     assert begun is not None
@@ -252,7 +253,7 @@ def test_a_collection_deleted_under_search_answers_with_nothing(
     build(db, blobs, filled, "ivfpq")
     cache, collection = IndexCache(db, blobs), read(db)
     index = cache.caught_up(collection)
-    delete_collection(db, "c")
+    delete_collection(db, OWNER, "c")
     assert cache.caught_up(collection) is index
     assert IndexCache(db, blobs).caught_up(collection).search(clustered(1, DIM, 1), 5) == [[]]
     assert index.search(clustered(2, DIM, 1), 5) == [[], []]  # its vectors went with it

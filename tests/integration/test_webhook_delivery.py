@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import update
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from revln.access import DEFAULT_TENANT, OWNER
 from revln.db import tables
 from revln.db.engine import Database
 from revln.db.job_changes import cancel_job
@@ -27,7 +28,7 @@ from tests.receivers import Received, Receiver, running_receiver, status
 from tests.stack import wait_until
 from worker.webhooks import WebhookSender
 
-TENANT = tables.DEFAULT_TENANT
+TENANT = DEFAULT_TENANT
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def ended_job(db: Database, url: str, **more: Any) -> Job:
     """A job whose one event, its cancellation, is due."""
     origin = "/".join(url.split("/")[:3])
     webhook = {"url": url, "origin": origin, "events": ["job.canceled"], "progress_s": 10.0}
-    return cancel_job(db, make_job(db, n_items=1, webhook=webhook, **more).id)
+    return cancel_job(db, make_job(db, n_items=1, webhook=webhook, **more).id, OWNER)
 
 
 def delivery(db: Database, job: Job) -> LoggedDelivery:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from revln.access import OWNER
 from revln.blobs import BlobStore
 from revln.db.engine import Database
 from revln.db.migrate import upgrade
@@ -77,7 +78,7 @@ def test_any_interleaving_equals_brute_force(
                 _damage(db, blobs, c.id)
             case "rollback", _:
                 with suppress(Conflict):  # there is none before
-                    roll_back(db, c.id, None)
+                    roll_back(db, c.id, None, OWNER)
         index = cache.caught_up(read(db, name))
         assert len(index) == len(contents)
         for query in queries:

@@ -23,10 +23,11 @@ def open_collection(context: Context) -> Collection:
     Raises NotFound, or FingerprintMismatch if another model made it. Not for a caption job, whose fingerprint is of the
     whole model.
     """
-    assert context.job.collection is not None
+    job = context.job
+    assert job.collection is not None
     with context.runtime.db.read() as connection:
-        collection = generation_for(connection, context.job.collection, context.job.model_fingerprint)
-    if collection.model_fingerprint != context.job.model_fingerprint:
+        collection = generation_for(connection, job.tenant, job.collection, job.model_fingerprint)
+    if collection.model_fingerprint != job.model_fingerprint:
         raise _mismatch(context, collection)
     return collection
 
@@ -37,12 +38,13 @@ def open_serving(context: Context) -> Collection:
     After a migration, items that were accepted for the former model are embedded by the new one; vectors of the former
     one that are brought along are refused.
     """
-    assert context.job.collection is not None
+    job = context.job
+    assert job.collection is not None
     with context.runtime.db.read() as connection:
-        collection = get_collection(connection, context.job.collection)
-        wanted = generation_for(connection, context.job.collection, context.job.model_fingerprint)
+        collection = get_collection(connection, job.tenant, job.collection)
+        wanted = generation_for(connection, job.tenant, job.collection, job.model_fingerprint)
     if context.input["operation"] == "upsert":
-        known = wanted.model_fingerprint == context.job.model_fingerprint  # it serves, or it did
+        known = wanted.model_fingerprint == job.model_fingerprint  # it serves, or it did
         if not known or (wanted.id != collection.id and "vectors_of" in context.input):
             raise _mismatch(context, collection)
     return collection

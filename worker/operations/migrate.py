@@ -30,10 +30,11 @@ from revln.db.generations import (
 )
 from revln.db.log import LogEntry
 from revln.db.results import vectors_to_bytes
+from revln.db.uploads import own_uploads
 from revln.errors import ItemError, ItemInvalid, ModelUnavailable, Unavailable
 from revln.models.base import Operation
 from worker.context import Context, Done, Outcome
-from worker.embedding import Content, embed, text_content
+from worker.embedding import Content, embed, own_contents, text_content
 from worker.models import LoadedModel
 
 __all__ = ["prepare_next", "run_migrate"]
@@ -144,9 +145,11 @@ def _finish(
         at = now.shadow_seq or 0
         changes = changes_after(connection, serving.id, at, _LAST_ROWS)
         contents = [_content(row) for row in changes.live]
-        keys = [content.key for content in contents if isinstance(content, Content)]
-        known = cached_vectors(connection, shadow.model_fingerprint, keys)
-        if not changes.whole or any(isinstance(one, Content) and one.key not in known for one in contents):
+        good = [content for content in contents if isinstance(content, Content)]
+        known = cached_vectors(connection, shadow.model_fingerprint, [content.key for content in good])
+        pictures = {content.image_sha256 for content in good if content.image_sha256}
+        own = own_uploads(connection, context.job.tenant, "image", pictures)
+        if not changes.whole or pictures - own or any(content.key not in known for content in good):
             return None
         vectors = [
             content if isinstance(content, ItemError) else np.frombuffer(known[content.key], dtype="<f4")
@@ -204,7 +207,7 @@ def _content(row: _Row) -> Content | ItemError:
 
 
 def _embedded(context: Context, loaded: LoadedModel, rows: list[_Row]) -> list[NDArray[np.float32] | ItemError]:
-    return embed(context, loaded, [_content(row) for row in rows])
+    return embed(context, loaded, own_contents(context, [_content(row) for row in rows]))
 
 
 def _entry(row: _Row, vector: NDArray[np.float32]) -> LogEntry:
