@@ -68,7 +68,11 @@ _FILE = click.Path(path_type=Path)
 @click.option("--captioning", default=0.5, show_default=True, help="weight of captioning in the joint space's loss")
 @click.option("--threads", default=0, help="CPU threads [default: torch's choice]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1; auto: a GPU if there is one")
-@click.option("--bf16/--fp32", default=False, help="bfloat16 matrix products; faster where the CPU or GPU has them")
+@click.option(
+    "--bf16/--fp32",
+    default=False,
+    help="bfloat16 matrix products: faster where the CPU or GPU has them, far slower elsewhere",
+)
 @click.option("--save-every-s", default=300.0, show_default=True, help="seconds of work that a kill may cost")
 @click.option("--time-limit-s", type=float, help="begin no step after so many seconds; what is there is written")
 def train(init: str | None, **options: Any) -> None:
