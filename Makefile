@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 IMAGES ?=
 
-.PHONY: setup demo up test chaos check bench bench-index ablations lock clean help
+.PHONY: setup demo up test chaos chaos-mutants check bench bench-index ablations lock clean help
 
 help:  ## Show this.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -31,6 +31,9 @@ test: setup  ## Run all tests.
 chaos: setup  ## Break revln in every way of docs/chaos.md (SEED=1 ONLY=1,7 SET="jobs=100 7.rounds=2"); about an hour.
 	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY)) \
 		$(if $(DATABASE),--database $(DATABASE)) $(addprefix --set ,$(SET))
+
+chaos-mutants: setup  ## Take mechanisms out of a copy, one by one: the experiments must see it; about ten minutes.
+	$(BIN)/python -m tests.chaos.mutants
 
 check: setup  ## Lint, format check, types.
 	$(BIN)/ruff check .

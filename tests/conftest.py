@@ -129,5 +129,3 @@ def inline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 # Shared by all tests that leave it whole.
 stack = pytest.fixture(scope="session", params=DATABASES, name="stack")(_stack)
-# For a module of tests that kill its parts and start them again.
-breakable_stack = pytest.fixture(scope="module", params=DATABASES, name="breakable_stack")(_stack)

@@ -67,7 +67,7 @@ def fresh_database(kind: str, folder: Path, server_url: Callable[[], str]) -> It
         return
     server = server_url()
     name = f"revln_{uuid4().hex}"
-    admin = create_engine(server, isolation_level="AUTOCOMMIT")
+    admin = create_engine(server, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
     with admin.connect() as connection:
         connection.execute(text(f'CREATE DATABASE "{name}"'))
     try:

@@ -107,6 +107,10 @@ class Stack:
                 start()
         self.wait_ready()
 
+    def wait_end(self, name: str) -> int:
+        """Wait for a part that dies by itself; its exit status."""
+        return self._processes.pop(name).wait(timeout=DEADLINE_S)
+
     def ended(self, name: str) -> bool:
         """Whether a part that was started has exited by itself."""
         return name in self._processes and self._processes[name].poll() is not None

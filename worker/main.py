@@ -40,9 +40,14 @@ def run(settings: Settings) -> int:
     _register(app, runtime)
 
     def start(**_: Any) -> None:
-        runtime.start()
-        runtime.watchdog.start(lambda works: leave_hung(runtime, works))
-        sweeper.start()
+        try:
+            runtime.start()
+            runtime.watchdog.start(lambda works: leave_hung(runtime, works))
+            sweeper.start()
+        except Exception as err:
+            # Celery would log it and go on, with a worker that has no leases and no sweeper.
+            log.exception("the worker could not start")
+            raise SystemExit(1) from err
 
     worker_init.connect(start, weak=False)
     worker_shutting_down.connect(lambda **_: leave_in_time(runtime), weak=False)

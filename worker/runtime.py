@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from revln.db import workers
 from revln.db.collections import Collection
 from revln.db.engine import Database
 from revln.db.snapshots import Snapshot
+from revln.errors import Unavailable
 from revln.fetch import FetchPolicy, UrlFetcher
 from revln.images import ImageLimits
 from revln.jobs.kinds import Priority
@@ -32,6 +34,8 @@ from worker.watchdog import Watchdog
 from worker.webhooks import WebhookSender
 
 __all__ = ["Runtime"]
+
+log = logging.getLogger(__name__)
 
 _FETCH_THREADS = 16  # they wait for other people's servers, not for the processor
 
@@ -72,10 +76,14 @@ class Runtime:
         self.model_orders = ModelOrders(self.db, self.models, self._beat)
 
     def start(self) -> None:
-        workers.register(self.db, self._row())
-        self.model_orders.look()
         self.leases.start()
         self.webhooks.start()
+        try:
+            workers.register(self.db, self._row())
+            self.model_orders.look()
+        except Unavailable as err:
+            # The next beat does the one, the next sweep the other.
+            log.warning("not registered yet: %s", err.message)
 
     def stop(self) -> None:
         self.watchdog.stop()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import random
 import shutil
@@ -53,13 +54,17 @@ class _Machinery:
     @contextmanager
     def lab(self, one: Experiment, database: str, folder: Path, options: argparse.Namespace) -> Iterator[Lab]:
         seed = f"{options.seed} {one.number} {database}"
-        with fresh_database(database, folder, lambda: self.postgresql_url) as url:
+        with ExitStack() as parts:
+            server = parts.enter_context(postgresql_server()) if one.own_server else None
+            where = fresh_database(database, folder, lambda: server.url if server else self.postgresql_url)
+            url = parts.enter_context(where)
             lab = Lab(folder, url, seed, patience_s=options.patience)
+            lab.use(server=server)
             try:
                 if one.stack:
                     settings = {"database_url": url, **one.settings}
                     with running(LabStack(folder, self.zygote, **settings)) as stack:
-                        lab.use(stack)
+                        lab.use(stack=stack)
                         yield lab
                 else:
                     upgrade(Settings(database_url=url))
@@ -128,6 +133,7 @@ def _options() -> argparse.Namespace:
 
 def main() -> int:
     options = _options()
+    logging.disable()  # what is to be known of an experiment is in its line and in its parts' logs
     wanted = {int(number) for number in options.only.split(",") if number.strip()}
     chosen = sorted((one for one in EXPERIMENTS if not wanted or one.number in wanted), key=lambda one: one.number)
     if missing := wanted - {one.number for one in chosen}:

@@ -21,6 +21,7 @@ class Experiment:
         short: other sizes, with which `make test` runs it; None: it has no short form.
         settings: of its stack, over the product's own.
         stack: whether it wants a stack of Redis, API and worker; else it makes what it needs.
+        own_server: whether it wants a PostgreSQL server that nobody else uses.
     """
 
     number: int
@@ -30,6 +31,7 @@ class Experiment:
     short: Mapping[str, Any] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     stack: bool = True
+    own_server: bool = False
 
     @property
     def sizes(self) -> dict[str, Any]:

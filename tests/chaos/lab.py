@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import sqlite3
@@ -10,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import cached_property
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 from sqlalchemy import func, select
 from sqlalchemy.engine import make_url
 
@@ -24,6 +26,7 @@ from revln.settings import Settings
 from tests.chaos.invariants import violations
 from tests.chaos.puppet import DIM, FAMILY
 from tests.chaos.zygote import Zygote
+from tests.databases import PostgresqlServer
 from tests.stack import Stack, wait_until
 
 __all__ = ["Lab", "LabStack"]
@@ -57,6 +60,8 @@ class LabStack(Stack):
 
         def frozen_outside() -> bool:
             self.send(name, signal.SIGSTOP)
+            # On a busy machine it may go on for a moment, and begin a transaction.
+            wait_until(lambda: psutil.Process(self.pid(name)).status() == psutil.STATUS_STOPPED, what="its stop")
             if url.get_backend_name() != "sqlite":
                 return True
             try:
@@ -90,11 +95,13 @@ class Lab:
         self.figures: dict[str, Any] = {}
         self.faults: list[str] = []
         self.accepted: dict[str, str] = {}  # job → the status in which it must end
-        self.upserts = 0
+        self._upserts: dict[str, int] = {}  # job → item
         self.deaths = 0
-        self._words = 0
+        self.blobs: BlobStore | None = None
+        self._words, self._items = count(), count(1)
         self._name = f"c{self.random.getrandbits(40):x}"
         self._stack: LabStack | None = None
+        self._server: PostgresqlServer | None = None
 
     # --- what it works with
 
@@ -103,8 +110,15 @@ class Lab:
         assert self._stack is not None, "this experiment was given no stack"
         return self._stack
 
-    def use(self, stack: LabStack) -> None:
-        self._stack = stack
+    @property
+    def server(self) -> PostgresqlServer:
+        assert self._server is not None, "this experiment was given no server of its own"
+        return self._server
+
+    def use(self, *, stack: LabStack | None = None, server: PostgresqlServer | None = None) -> None:
+        self._stack, self._server = stack or self._stack, server or self._server
+        if stack is not None:
+            self.blobs = BlobStore(stack.settings.resolved_blob_url)
 
     @cached_property
     def db(self) -> Database:
@@ -142,8 +156,7 @@ class Lab:
 
     def text(self, order: str = "") -> str:
         """A text that nobody had before: what is known would be done at once."""
-        self._words += 1
-        return f"{order} {self._name} w{self._words}".strip()
+        return f"{order} {self._name} w{next(self._words)}".strip()
 
     def submit(self, *orders: str, ends: str = "succeeded", **more: Any) -> str:
         """An embed job with an item for each order."""
@@ -151,10 +164,12 @@ class Lab:
 
     def upsert(self) -> str:
         """An index job that adds one row to the collection's log: done twice, there would be two."""
-        self.upserts += 1
-        vector = [self.random.gauss(0, 1) for _ in range(DIM)]
-        body = {"operation": "upsert", "items": [{"id": f"i{self.upserts}", "vector": vector}]}
-        return self._post("index", {"collection": self.collection, **body}, "succeeded")
+        number = next(self._items)
+        vector = [math.sin(number * (at + 1)) for at in range(DIM)]
+        body = {"operation": "upsert", "items": [{"id": f"i{number}", "vector": vector}]}
+        job_id = self._post("index", {"collection": self.collection, **body}, "succeeded")
+        self._upserts[job_id] = number
+        return job_id
 
     def _post(self, kind: str, body: dict[str, Any], ends: str, **more: Any) -> str:
         answer = self.stack.http.post("/v1/jobs", json={"kind": kind, "input": body, **more})
@@ -213,28 +228,25 @@ class Lab:
 
     def inspect(self) -> None:
         """The invariants, and whether each accepted job came to the end that it should."""
-        blobs = BlobStore(self.stack.settings.resolved_blob_url) if self._stack is not None else None
-        self.faults += violations(self.db, blobs, self.accepted)
+        self.faults += violations(self.db, self.blobs, self.accepted)
         with self.db.read() as connection:
             status = dict(connection.execute(select(tables.jobs.c.id, tables.jobs.c.status)).all())
             chunks = tables.chunks.c
             attempts = connection.execute(
                 select(func.count(), func.coalesce(func.sum(chunks.attempt), 0)).where(chunks.attempt > 0)
             ).one()
-            head = connection.scalar(
-                select(tables.collections.c.head_seq).where(tables.collections.c.name == self._name)
-            )
-        wrong = [
-            f"job {one} is {status.get(one)}, not {end}" for one, end in self.accepted.items() if status.get(one) != end
-        ]
+            collections = tables.collections.c
+            rows = connection.scalar(select(collections.head_seq).where(collections.name == self._name)) or 0
+        ends = self.accepted.items()
+        wrong = [f"job {one} is {status.get(one)}, not {end}" for one, end in ends if status.get(one) != end]
         self.faults += wrong[:5]
         if self.accepted:
             self.figures["lost"] = len(wrong)
-            self.figures["twice"] = max(0, (head or 0) - self.upserts)
+            self.figures["twice"] = max(0, rows - len(self._upserts))
             self.figures["run again"] = int(attempts[1]) - int(attempts[0])
         if self.deaths:
             self.figures["deaths"] = self.deaths
-        self.expect((head or 0) == self.upserts, f"{self.upserts} upserts left {head} rows in the log")
+        self.expect(rows == len(self._upserts), f"{len(self._upserts)} upserts left {rows} rows in the log")
 
     def close(self) -> None:
         if "db" in self.__dict__:

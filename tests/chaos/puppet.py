@@ -2,6 +2,7 @@
 
     "sleep 0.5 …"      takes so many seconds
     "gate /path …"     goes on once that file exists, or the one of its own process, /path.PID
+    "wait /path …"     the same before the forward pass, so that nobody waits behind it
     "kill …"           SIGKILLs the process that runs it
     "hang …"           never comes back
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from revln.models.base import ModelInfo
+from revln.models.base import ModelInfo, Operation
 from revln.models.checkpoint import Checkpoint
 from revln.models.families import FAMILIES, Family
 from tests.word_model import WordModel
@@ -34,19 +35,27 @@ class PuppetModel(WordModel):
         super().__init__(name, DIM)
         self.info = replace(self.info, family=FAMILY)
 
+    def prepare(self, operation: Operation, item: Any) -> Any:
+        if isinstance(item, str) and item.startswith("wait "):
+            _wait_for(item.split()[1])
+        return super().prepare(operation, item)
+
     def _text(self, text: str) -> Any:
         match text.split():
             case ["sleep", seconds, *_]:
                 time.sleep(float(seconds))
             case ["gate", path, *_]:
-                mine = Path(f"{path}.{os.getpid()}")
-                while not (Path(path).exists() or mine.exists()):
-                    time.sleep(0.02)
+                _wait_for(path)
             case ["kill", *_]:
                 os.kill(os.getpid(), signal.SIGKILL)
             case ["hang", *_]:
                 Event().wait()
         return super()._text(text)
+
+
+def _wait_for(path: str) -> None:
+    while not (Path(path).exists() or Path(f"{path}.{os.getpid()}").exists()):
+        time.sleep(0.02)
 
 
 def describe(name: str, family: str, checkpoint: Checkpoint) -> ModelInfo:

@@ -1,0 +1,33 @@
+"""A stack for each database, shared by all tests here that break it and have it healed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chaos.lab import LabStack
+from tests.chaos.zygote import Zygote
+from tests.conftest import fresh_database
+from tests.databases import DATABASES
+from tests.stack import running
+
+
+@pytest.fixture(scope="package")
+def zygote() -> Iterator[Zygote]:
+    made = Zygote()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="package", params=DATABASES)
+def lab_stack(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, zygote: Zygote
+) -> Iterator[LabStack]:
+    folder = tmp_path_factory.mktemp("stack")
+    with (
+        fresh_database(request.param, folder, request) as url,
+        # As many chunks at once as the largest batch of an experiment has.
+        running(LabStack(folder, zygote, quick=True, database_url=url, concurrency=12)) as stack,
+    ):
+        yield stack
