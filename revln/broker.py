@@ -6,6 +6,8 @@ nothing here is relied upon for delivery. A lost message costs a sweep, a repeat
 
 from __future__ import annotations
 
+import json
+
 import redis
 from celery import Celery
 from kombu import Queue
@@ -19,6 +21,7 @@ from revln.settings import Settings
 __all__ = [
     "CANARY_QUEUE",
     "CANARY_TASK",
+    "COLLECTIONS_CHANNEL",
     "Dispatcher",
     "canary_key",
     "connect_redis",
@@ -32,6 +35,8 @@ __all__ = [
 CANARY_QUEUE = "canary"
 CANARY_TASK = "revln.canary"
 JOB_CHANNEL_PREFIX = "revln:job:"
+# Changes of collections, as [tenant, name], to workers that hold their indexes; hints as well.
+COLLECTIONS_CHANNEL = "revln:collections"
 
 # A frozen Redis hangs a publisher for over 40 s by default [measured]; with these it fails within 6 s.
 _PUBLISHER_TIMEOUT_S = 2
@@ -159,10 +164,17 @@ class Dispatcher:
         """Ask any worker for a sign of life; it answers on ``canary_key(nonce)``."""
         self._app.send_task(CANARY_TASK, args=[nonce], queue=CANARY_QUEUE, expires=30, retry=False)
 
-    def announce(self, job_id: str) -> None:
-        """Call out that a job changed; nobody hearing it, or Redis being away, is fine."""
+    def announce(self, job_id: str, changed: tuple[str, str] | None = None) -> None:
+        """Call out that a job changed, and the collection (tenant, name) that it changed.
+
+        Nobody hearing it, or Redis being away, is fine.
+        """
         try:
-            self._redis.publish(job_channel(job_id), "changed")
+            with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.publish(job_channel(job_id), "changed")
+                if changed is not None:
+                    pipeline.publish(COLLECTIONS_CHANNEL, json.dumps(changed))
+                pipeline.execute()
         except redis.RedisError:
             # Whoever waits also looks at SQL every few seconds.
             return

@@ -51,12 +51,14 @@ def execute(runtime: Runtime, job_id: str, number: int) -> None:
                 log.warning("chunk %s.%d: %s", job_id, number, err)
                 return
         log.info("chunk %s.%d %s in %.2f s", job_id, number, ended, time.monotonic() - started)
-    _call_out(runtime, claim)
+    _call_out(runtime, claim, ended=True)
 
 
-def _call_out(runtime: Runtime, claim: Claim) -> None:
-    """Tell those who wait for the job that it changed."""
-    runtime.dispatcher.announce(claim.job.id)
+def _call_out(runtime: Runtime, claim: Claim, *, ended: bool = False) -> None:
+    """Tell those who wait for the job that it changed, and workers that its collection did."""
+    job = claim.job
+    changed = (job.tenant, job.collection) if ended and job.kind == "index" and job.collection else None
+    runtime.dispatcher.announce(job.id, changed)
     if claim.job.webhook is not None:
         runtime.webhooks.nudge()
 

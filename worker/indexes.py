@@ -66,6 +66,11 @@ class IndexCache:
             self._replay(entry.index, collection)
             return entry.index
 
+    def holds(self, collection_ids: set[str]) -> bool:
+        """Whether the index of one of these is in memory."""
+        with self._lock:
+            return any(entry.index is not None for key, entry in self._entries.items() if key in collection_ids)
+
     def forget(self, alive: set[str]) -> None:
         """Drop the indexes of collections that no longer exist."""
         with self._lock:

@@ -24,6 +24,7 @@ from revln.settings import Settings
 from revln.uploads import Uploads
 from worker.auto_build import ask_for_build
 from worker.filters import FilterCache
+from worker.follower import Follower
 from worker.indexes import IndexCache
 from worker.isolation import Isolation
 from worker.leases import LeaseKeeper
@@ -65,6 +66,7 @@ class Runtime:
         self.models = LoadedModels(settings, self.catalog, Loader(settings, self.catalog, self.watchdog.forward))
         self.indexes = IndexCache(self.db, self.blobs, self._rebuild)
         self.filters = FilterCache(self.db)
+        self.follower = Follower(settings, self.db, self.indexes)
         self.dispatcher = Dispatcher(settings, self.db)
         threads = settings.prepare_threads or settings.cores
         # One for each priority: an interactive query must not stand in line behind a thousand pictures to be decoded.
@@ -78,6 +80,7 @@ class Runtime:
     def start(self) -> None:
         self.leases.start()
         self.webhooks.start()
+        self.follower.start()
         try:
             workers.register(self.db, self._row())
             self.model_orders.look()
@@ -89,6 +92,7 @@ class Runtime:
         self.watchdog.stop()
         self.leases.stop()
         self.webhooks.stop()
+        self.follower.stop()
         for pool in (*self.prepare_pools.values(), self.fetch_pool):
             pool.shutdown(wait=False, cancel_futures=True)
         self.indexes.close()
