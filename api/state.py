@@ -30,7 +30,7 @@ class ApiState:
         self.uploads = Uploads(self.db, self.blobs)
         self.keys = KeyRing(self.db, settings)
         self.catalog = ModelCatalog(settings.models, settings.default_model)
-        self.image_limits = ImageLimits(max_pixels=settings.max_image_pixels)
+        self.image_limits = ImageLimits(max_pixels=settings.max_image_pixels, memory_bytes=settings.image_memory_bytes)
         self.dispatcher = Dispatcher(settings, self.db)
         self.publisher = Publisher(self.dispatcher)
         self.waiter = Waiter(settings)

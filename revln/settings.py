@@ -73,6 +73,9 @@ class Settings(BaseModel):
 
     # Pictures and URLs
     max_image_pixels: int = Field(40_000_000, ge=1, description="Largest picture decoded, in pixels.")
+    image_memory_bytes: int = Field(
+        400_000_000, ge=1, description="Most memory for pictures that one process decodes at once; others wait."
+    )
     fetch_urls: bool = Field(False, description="Whether workers fetch image URLs. Off: such items fail, saying so.")
     fetch_timeout_s: float = Field(10.0, gt=0, le=600, description="Longest fetch of one URL, in all.")
     fetch_max_bytes: int = Field(25 * 2**20, ge=1024, description="Most bytes read from one URL.")

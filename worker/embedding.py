@@ -34,7 +34,6 @@ class Content:
     operation: Operation
     text: str | None = None
     image_sha256: str | None = None
-    data: bytes | None = None  # already at hand (a fetched URL); else read from the blob store when needed
 
 
 def text_content(text: str) -> Content:
@@ -51,7 +50,7 @@ def item_contents(context: Context, items: Sequence[Item | ItemError]) -> list[C
 
 def own_contents(context: Context, contents: Sequence[Content | ItemError]) -> list[Content | ItemError]:
     """A picture that the job's tenant does not have is not there, even if its vector or its bytes are."""
-    named = {one.image_sha256 for one in contents if isinstance(one, Content) and one.data is None} - {None}
+    named = {one.image_sha256 for one in contents if isinstance(one, Content)} - {None}
     have = context.runtime.uploads.of(context.job.tenant, "image", [sha256 for sha256 in named if sha256])
     return [
         ItemNotFound(f"There is no image {one.image_sha256}. POST /v1/images uploads one.")
@@ -72,16 +71,18 @@ def _content(context: Context, item: Item) -> Content | ItemError | Future[Conte
 
 
 def _fetch(runtime: Runtime, tenant: str, url: str) -> Content:
-    """An image by its URL: only its bytes say what it is. Raises ItemError."""
-    data = runtime.fetcher.get(url)
-    sha256, _ = runtime.uploads.put(tenant, data)
-    return Content("image:" + sha256, Operation.EMBED_IMAGE, image_sha256=sha256, data=data)
+    """An image by its URL: only its bytes say what it is. Raises ItemError.
+
+    They are read again when they are decoded: kept until then, the 64 of one chunk would be 1.6 GB.
+    """
+    sha256, _ = runtime.uploads.put(tenant, runtime.fetcher.get(url))
+    return Content("image:" + sha256, Operation.EMBED_IMAGE, image_sha256=sha256)
 
 
 def image_bytes(runtime: Runtime, content: Content) -> bytes:
     """Raises ItemNotFound if the image was never uploaded, or was deleted."""
     assert content.image_sha256 is not None
-    return content.data if content.data is not None else runtime.blobs.get(content.image_sha256, "images")
+    return runtime.blobs.get(content.image_sha256, "images")
 
 
 class _InFlight:

@@ -60,7 +60,7 @@ class Runtime:
                 allow_private=settings.fetch_private_addresses,
             )
         )
-        self.image_limits = ImageLimits(max_pixels=settings.max_image_pixels)
+        self.image_limits = ImageLimits(max_pixels=settings.max_image_pixels, memory_bytes=settings.image_memory_bytes)
         self.catalog = ModelCatalog(settings.models, settings.default_model)
         self.watchdog = Watchdog(settings.stall_s)
         self.models = LoadedModels(settings, self.catalog, Loader(settings, self.catalog, self.watchdog.forward))

@@ -10,8 +10,8 @@ from PIL import Image
 
 from revln.errors import ItemInvalid
 from revln.images.limits import MEDIA_TYPES, ImageLimits
-from revln.images.opening import open_image, translated
-from revln.images.pixels import SIDEWAYS, TRANSPOSE, draft, orientation, to_rgb
+from revln.images.opening import opened
+from revln.images.pixels import SIDEWAYS, TRANSPOSE, orientation, to_rgb
 
 __all__ = [
     "THUMBNAIL_MEDIA_TYPE",
@@ -25,6 +25,7 @@ __all__ = [
 THUMBNAIL_MEDIA_TYPE = "image/jpeg"  # a tenth of WebP's encoding time at these sizes, and read by everything
 THUMBNAIL_WIDTHS = (16, 2048)
 _THUMBNAIL_QUALITY = 82
+_INSPECTED_SIDE = 16  # nothing is looked at: as small as decoding comes cheapest
 _THUMBNAIL_TALLEST = 4  # heights; a page-long screenshot would otherwise make a 2048 × 200,000 thumbnail
 
 
@@ -45,29 +46,24 @@ def inspect_image(data: bytes, limits: ImageLimits) -> ImageFacts:
     Raises:
         ImageError: not an image of an allowed format, over a limit, or truncated.
     """
-    name, image = open_image(data, limits)
-    with translated(name):
-        width, height = image.size
-        draft(image, 1)
-        to_rgb(image)
-        if orientation(image) in SIDEWAYS:
-            width, height = height, width
-    return ImageFacts(MEDIA_TYPES[name], width, height, len(data), hashlib.sha256(data).hexdigest())
+    with opened(data, limits, _INSPECTED_SIDE) as (name, width, height, image):
+        to_rgb(image, _INSPECTED_SIDE)
+        seen = (height, width) if orientation(image) in SIDEWAYS else (width, height)
+    return ImageFacts(MEDIA_TYPES[name], *seen, len(data), hashlib.sha256(data).hexdigest())
 
 
 def decode_image(data: bytes, limits: ImageLimits, target_side: int | None = None) -> Image.Image:
     """Decode the first frame: RGB, upright, alpha over white, 16 bits scaled to 8, without metadata.
 
     With ``target_side`` a big JPEG may come at 1/2, 1/4 or 1/8 of its size, its shorter side never below that (unless
-    it was to begin with). Thread-safe.
+    it was to begin with); another picture at any whole fraction, never below three times that. Thread-safe; large
+    pictures wait for each other (`ImageLimits.memory_bytes`).
 
     Raises:
         ImageError: not an image of an allowed format, over a limit, or truncated.
     """
-    name, image = open_image(data, limits)
-    with translated(name):
-        draft(image, target_side)
-        rgb = to_rgb(image)
+    with opened(data, limits, target_side) as (_, _, _, image):
+        rgb = to_rgb(image, target_side)
         method = TRANSPOSE.get(orientation(image))
         upright = rgb.transpose(method) if method is not None else rgb
         if upright is image:  # an RGB file as it came; a copy leaves the file, its EXIF and its profile behind
@@ -86,12 +82,9 @@ def thumbnail(data: bytes, limits: ImageLimits, width: int) -> bytes:
     least, most = THUMBNAIL_WIDTHS
     if not least <= width <= most:
         raise ItemInvalid(f"A thumbnail {width} pixels wide cannot be made: ask for {least} to {most}.")
-    name, image = open_image(data, limits)
-    shorter = min(image.size)
-    # Not below the shorter side of what will be asked for, whichever way round the picture turns out to be.
-    rgb = decode_image(data, limits, target_side=max(1, min(shorter, width)))
-    with translated(name):
-        rgb.thumbnail((width, width * _THUMBNAIL_TALLEST), Image.Resampling.LANCZOS, reducing_gap=3.0)
-        out = io.BytesIO()
-        rgb.save(out, "JPEG", quality=_THUMBNAIL_QUALITY)
-        return out.getvalue()
+    # The shorter side of what is asked for is at most the width, whichever way round the picture turns out to be.
+    rgb = decode_image(data, limits, target_side=width)
+    rgb.thumbnail((width, width * _THUMBNAIL_TALLEST), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    out = io.BytesIO()
+    rgb.save(out, "JPEG", quality=_THUMBNAIL_QUALITY)
+    return out.getvalue()

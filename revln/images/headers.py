@@ -8,12 +8,15 @@ from collections.abc import Iterator
 
 from revln.errors import ImageError
 
-__all__ = ["check_scans", "early_sizes", "essential_chunks"]
+__all__ = ["count_scans", "early_sizes", "essential_chunks", "first_frame"]
 
 # A progressive JPEG has about ten scans. Each is a pass over every block: 82 bytes cost 21 ms at 36 megapixels
 # (measured), and 25 MB hold 300,000 of them.
 _SCANS_MAX = 64
 _SEGMENTS_MAX = 10_000  # profiles and depth maps take hundreds, of 64 KiB each
+# Encoders write chunks of 8 KiB. Each is a turn of a Python loop here and in Pillow, and 25 MB hold two million.
+_CHUNKS_MAX = 100_000
+_BLOCKS_MAX = 100_000  # of a GIF before its first picture, of 255 bytes each: 25 MB
 _GIF_BLOCK = re.compile(rb"[!,;]")  # extension, frame, end
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # those that begin a segment, and the end of the picture
 
@@ -22,7 +25,11 @@ def early_sizes(name: str, data: bytes) -> Iterator[tuple[int, int]]:
     """Canvas sizes of a WebP or a GIF, read by hand; nothing where the header is not as it should be."""
     if name == "GIF" and len(data) >= 13:
         yield struct.unpack_from("<HH", data, 6)
-        yield from _gif_frame_size(data)
+        # How far the first frame reaches: it may be larger than the screen, and then the canvas grows to it.
+        _, frame = _before_first_frame(data)
+        if frame is not None and len(data) >= frame + 9:
+            left, top, width, height = struct.unpack_from("<HHHH", data, frame + 1)
+            yield left + width, top + height
     elif name == "WEBP" and len(data) >= 30:
         chunk = data[12:16]
         if chunk == b"VP8X":
@@ -35,27 +42,40 @@ def early_sizes(name: str, data: bytes) -> Iterator[tuple[int, int]]:
             yield width & 0x3FFF, height & 0x3FFF
 
 
-def _gif_frame_size(data: bytes) -> Iterator[tuple[int, int]]:
-    """How far the first frame reaches: it may be larger than the screen, and then the canvas grows to it."""
+def _before_first_frame(data: bytes) -> tuple[bytes, int | None]:
+    """The graphic controls before a GIF's first frame, and where that begins; None: it has no frame."""
     at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    controls, blocks = [], 0
     # Pillow passes over stray bytes in between, so this does too.
     while (mark := _GIF_BLOCK.search(data, at)) and mark[0] == b"!":  # its kind, then blocks up to an empty one
         at = mark.end() + 1
         while data[at : at + 1] not in (b"", b"\0"):
             at += 1 + data[at]
+            blocks += 1
+            if blocks > _BLOCKS_MAX:
+                raise ImageError(f"This GIF has over {_BLOCKS_MAX:,} blocks before its first picture. Save it again.")
         at += 1
-    if mark and mark[0] == b"," and len(data) >= mark.end() + 8:
-        left, top, width, height = struct.unpack_from("<HHHH", data, mark.end())
-        yield left + width, top + height
+        if data[mark.end()] == 0xF9:
+            controls.append(data[mark.start() : at])
+    return b"".join(controls), mark.start() if mark and mark[0] == b"," else None
 
 
-def check_scans(data: bytes) -> None:
-    """Refuse a JPEG whose picture is cut into more scans than any encoder writes, before libjpeg makes them all."""
+def first_frame(data: bytes) -> bytes:
+    """Leave out a GIF's comments, texts and application data; what follows the first frame is never read."""
+    controls, frame = _before_first_frame(data)
+    if frame is None:
+        return data  # Pillow says what is wrong with it
+    palette = 3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0
+    return data[: 13 + palette] + controls + data[frame:]
+
+
+def count_scans(data: bytes) -> int:
+    """Count a JPEG's scans; refuse one that has more than any encoder writes, before libjpeg makes them all."""
     scans, at = 0, 2
     for _ in range(_SEGMENTS_MAX):
         found = _JPEG_MARKER.search(data, at)
         if found is None or found[0] == b"\xff\xd9":  # the picture's end; thumbnails lie inside a segment, skipped
-            return
+            return scans
         scans += found[0] == b"\xff\xda"
         if scans > _SCANS_MAX:
             raise ImageError(f"This JPEG has over {_SCANS_MAX} scans, the most that revln reads. Save it as baseline.")
@@ -68,7 +88,7 @@ def essential_chunks(data: bytes) -> bytes:
 
     The others are compressed texts and profiles (each a bomb of its own) and the frames of animations.
     """
-    view, kept, at = memoryview(data), [data[:8]], 8
+    view, kept, at, chunks = memoryview(data), [data[:8]], 8, 0
     while at + 12 <= len(data):
         kind = data[at + 4 : at + 8]
         end = at + 12 + int.from_bytes(view[at : at + 4], "big")
@@ -77,4 +97,7 @@ def essential_chunks(data: bytes) -> bytes:
         at = end
         if kind == b"IEND":
             return b"".join(kept)
+        chunks += 1
+        if chunks > _CHUNKS_MAX:
+            raise ImageError(f"This PNG has over {_CHUNKS_MAX:,} chunks, the most that revln reads. Save it again.")
     return b"".join(kept) + bytes(view[at:])

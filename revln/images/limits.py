@@ -24,6 +24,9 @@ MEDIA_TYPES = {
 class ImageLimits:
     """What is read. ``max_pixels`` is `REVLN_MAX_IMAGE_PIXELS`: at 40 M one picture takes at most 160 MB a copy.
 
+    ``memory_bytes`` is `REVLN_IMAGE_MEMORY_BYTES`, for all that a process decodes at once; what needs more waits to be
+    decoded alone.
+
     ``max_aspect`` is there for what follows the decoding: a model that brings the shorter side of a 1 × 65,000 strip to
     224 pixels would make a picture of 3 billion.
     """
@@ -31,6 +34,7 @@ class ImageLimits:
     max_pixels: int = 40_000_000
     max_side: int = 32_768
     max_aspect: int = 100
+    memory_bytes: int = 400_000_000
     formats: tuple[str, ...] = tuple(MEDIA_TYPES)
 
     def __post_init__(self) -> None:

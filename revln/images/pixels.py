@@ -11,6 +11,8 @@ from PIL.ImageFile import ImageFile
 __all__ = ["SIDEWAYS", "TRANSPOSE", "draft", "orientation", "to_rgb"]
 
 _WHITE = (255, 255, 255)
+_STRIP_PIXELS = 2**20
+_REDUCING_GAP = 3  # what is left to a resampling with antialiasing; with 3 it is as good as one from full size (Pillow)
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -29,11 +31,28 @@ def draft(image: ImageFile, target_side: int | None) -> None:
         image.draft(None, (target_side, target_side))
 
 
-def to_rgb(image: ImageFile) -> Image.Image:
-    """Unpack the first frame as RGB. May return the image itself."""
+def to_rgb(image: ImageFile, target_side: int | None) -> Image.Image:
+    """Unpack the first frame as RGB. May return the image itself.
+
+    Strip by strip, so that a large one is never in memory twice; with ``target_side``, each strip is averaged down as
+    far as leaves three times that, but for a JPEG, which comes smaller by itself.
+    """
     image.load()
-    if image.mode == "RGB" and "transparency" not in image.info:
+    factor = 1
+    if target_side is not None and not isinstance(image, JpegImagePlugin.JpegImageFile):
+        factor = max(1, min(image.size) // (_REDUCING_GAP * target_side))
+    if image.mode == "RGB" and "transparency" not in image.info and factor == 1:
         return image
+    width, height = image.size
+    rgb = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    rows = factor * max(1, _STRIP_PIXELS // (width * factor))
+    for top in range(0, height, rows):
+        strip = _as_rgb(image.crop((0, top, width, min(height, top + rows))))
+        rgb.paste(strip.reduce(factor) if factor > 1 else strip, (0, top // factor))
+    return rgb
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         return _from_16_bits(image)
     if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
