@@ -14,6 +14,7 @@ import click
 
 from revln.access import is_loopback
 from revln.errors import StartupError
+from revln.models.memory import give_back_large_blocks
 from revln.settings import Settings
 from revln.telemetry import configure_logging
 
@@ -42,7 +43,10 @@ def api(host: str | None, port: int | None) -> None:
     os.environ.update(settings.to_env())
     import uvicorn
 
+    from revln.cli.guarded_http import GuardedHttp
+
     configure_logging(settings)
+    give_back_large_blocks()
     uvicorn.run(
         "api.app:create_app",
         factory=True,
@@ -53,6 +57,8 @@ def api(host: str | None, port: int | None) -> None:
         access_log=settings.log_level == "debug",
         timeout_graceful_shutdown=API_GRACE_S,
         server_header=False,
+        http=GuardedHttp,
+        ws="none",  # nothing here speaks it
     )
 
 

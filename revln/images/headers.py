@@ -17,6 +17,7 @@ _SEGMENTS_MAX = 10_000  # profiles and depth maps take hundreds, of 64 KiB each
 # Encoders write chunks of 8 KiB. Each is a turn of a Python loop here and in Pillow, and 25 MB hold two million.
 _CHUNKS_MAX = 100_000
 _BLOCKS_MAX = 100_000  # of a GIF before its first picture, of 255 bytes each: 25 MB
+_FILL_MAX = 100_000  # bytes between two segments: Pillow reads them one by one, 25 MB in 15 s
 _GIF_BLOCK = re.compile(rb"[!,;]")  # extension, frame, end
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # those that begin a segment, and the end of the picture
 
@@ -74,6 +75,8 @@ def count_scans(data: bytes) -> int:
     scans, at = 0, 2
     for _ in range(_SEGMENTS_MAX):
         found = _JPEG_MARKER.search(data, at)
+        if not scans and (found.start() if found else len(data)) - at > _FILL_MAX:
+            raise ImageError(f"This JPEG has over {_FILL_MAX:,} stray bytes before its picture. Save it again.")
         if found is None or found[0] == b"\xff\xd9":  # the picture's end; thumbnails lie inside a segment, skipped
             return scans
         scans += found[0] == b"\xff\xda"
