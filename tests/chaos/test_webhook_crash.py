@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -11,17 +12,23 @@ from standardwebhooks import Webhook
 
 from revln.db import tables
 from revln.db.engine import Database
-from tests.conftest import small_stack
+from tests.chaos.lab import LabStack
+from tests.chaos.zygote import Zygote
 from tests.receivers import Received, running_receiver, status
-from tests.stack import wait_until
+from tests.stack import running, wait_until
 
 
-def test_a_worker_killed_by_what_it_told_tells_it_again_under_the_same_id(
-    request: pytest.FixtureRequest, tmp_path: Path, small_checkpoint: Path
-) -> None:
+@pytest.fixture
+def zygote() -> Iterator[Zygote]:
+    zygote = Zygote()
+    yield zygote
+    zygote.close()
+
+
+def test_a_worker_killed_by_what_it_told_tells_it_again_under_the_same_id(tmp_path: Path, zygote: Zygote) -> None:
     with (
         running_receiver() as receiver,
-        small_stack("sqlite", tmp_path, request, small_checkpoint, webhook_private_addresses=True) as stack,
+        running(LabStack(tmp_path, zygote, quick=True, webhook_private_addresses=True)) as stack,
     ):
         killed: list[int] = []
 
