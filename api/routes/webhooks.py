@@ -73,11 +73,11 @@ def list_of_job(job: OwnJob, state: State, limit: Limit = 100, cursor: str | Non
     summary="Tell again what of a job was not delivered, or one event whatever came of it",
     responses={202: {"model": ReplayAnswer}},
 )
-def replay_of_job(job: OwnJob, state: State, body: ReplayBody | None = None) -> dict[str, int]:
+def replay_of_job(job: OwnJob, state: State, caller: Who, body: ReplayBody | None = None) -> dict[str, int]:
     """The webhook-id stays the same, and the schedule of tries begins anew."""
     if body is None or body.id is None:
-        return {"replayed": webhook_log.replay(state.db, job.tenant, job_id=job.id)}
-    webhook_log.replay_one(state.db, job.tenant, job.id, body.id)
+        return {"replayed": webhook_log.replay(state.db, caller, job_id=job.id)}
+    webhook_log.replay_one(state.db, caller, job.id, body.id)
     return {"replayed": 1}
 
 
@@ -101,7 +101,7 @@ def list_all(
 def replay_range(body: RangeBody, state: State, caller: Who) -> dict[str, int]:
     """For after an outage of yours. Progress is left out."""
     until = _seconds(body.until) if body.until else None
-    return {"replayed": webhook_log.replay(state.db, caller.tenant, since=_seconds(body.since), until=until)}
+    return {"replayed": webhook_log.replay(state.db, caller, since=_seconds(body.since), until=until)}
 
 
 @router.post(
@@ -112,11 +112,7 @@ def replay_range(body: RangeBody, state: State, caller: Who) -> dict[str, int]:
 )
 def test(body: UrlBody, state: State, caller: Who) -> dict[str, Any]:
     """Read `GET /v1/webhooks/{id}` to see what came of it."""
-    try:
-        target = postable(body.url, state.settings.webhook_private_addresses)
-    except FetchRefused as err:
-        raise invalid("/url", err.message) from err
-    return delivery_view(webhook_log.send_test(state.db, caller.tenant, body.url, target.shown), detail=True)
+    return delivery_view(webhook_log.send_test(state.db, caller, body.url, _origin(state, body.url)), detail=True)
 
 
 @router.post(
@@ -126,7 +122,7 @@ def test(body: UrlBody, state: State, caller: Who) -> dict[str, Any]:
 )
 def enable(body: UrlBody, state: State, caller: Who) -> dict[str, Any]:
     """What it missed is not told by itself: replay it."""
-    webhook_log.enable(state.db, caller.tenant, body.url)
+    webhook_log.enable(state.db, caller, body.url, _origin(state, body.url))
     return {"url": body.url, "enabled": True}
 
 
@@ -147,7 +143,7 @@ def read_secret(state: State, caller: Admin) -> dict[str, Any]:
 def rotate(state: State, caller: Admin, body: Annotated[RotateBody | None, Body()] = None) -> dict[str, Any]:
     body = body or RotateBody()
     _check_secret(body.secret)
-    return _secrets_view(rotate_secret(state.db, caller.tenant, body.secret, body.overlap_s))
+    return _secrets_view(rotate_secret(state.db, caller, body.secret, body.overlap_s))
 
 
 @router.get(
@@ -159,6 +155,13 @@ def read(webhook_id: str, state: State, caller: Who) -> dict[str, Any]:
     with state.db.read() as connection:
         found = webhook_log.get_delivery(connection, caller.tenant, webhook_id[:80].replace("\x00", "\ufffd"))
     return delivery_view(found, detail=True)
+
+
+def _origin(state: ApiState, url: str) -> str:
+    try:
+        return postable(url, state.settings.webhook_private_addresses).shown
+    except FetchRefused as err:
+        raise invalid("/url", err.message) from err
 
 
 def _check_secret(given: str | None) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, update
 
-from revln.db import tables
+from revln.access import Caller
+from revln.db import audit, tables
 from revln.db.deliveries import url_sha256
 from revln.db.engine import Database, db_now
 from revln.db.webhooks import add_delivery
@@ -111,11 +112,15 @@ def _with_attempts(connection: Connection, rows: Sequence[Any]) -> list[LoggedDe
 
 
 def replay(
-    db: Database, tenant: str, *, job_id: str | None = None, since: float | None = None, until: float | None = None
+    db: Database, by: Caller, *, job_id: str | None = None, since: float | None = None, until: float | None = None
 ) -> int:
     """Try again now whatever was not delivered; how many. Progress is left out: it is no news any more."""
     columns = tables.deliveries.c
-    conditions = [columns.tenant == tenant, columns.type.not_in(TRIED_ONCE), columns.state != DeliveryState.DELIVERED]
+    conditions = [
+        columns.tenant == by.tenant,
+        columns.type.not_in(TRIED_ONCE),
+        columns.state != DeliveryState.DELIVERED,
+    ]
     if job_id is not None:
         conditions.append(columns.job_id == job_id)
     if since is not None:
@@ -123,10 +128,11 @@ def replay(
     if until is not None:
         conditions.append(columns.created_at <= until)
     with db.write() as connection:
+        audit.record(connection, by, "webhook.replay", job_id or "a span of time")
         return _replay(connection, conditions)
 
 
-def replay_one(db: Database, tenant: str, job_id: str, delivery_id: str) -> None:
+def replay_one(db: Database, by: Caller, job_id: str, delivery_id: str) -> None:
     """Try one again now, also if it was delivered: its receiver may have lost it.
 
     Raises:
@@ -134,15 +140,16 @@ def replay_one(db: Database, tenant: str, job_id: str, delivery_id: str) -> None
     """
     columns = tables.deliveries.c
     with db.write() as connection:
-        found = get_delivery(connection, tenant, delivery_id)
+        found = get_delivery(connection, by.tenant, delivery_id)
         if found.job_id != job_id:
             raise NotFound(f"Webhook {delivery_id} is not of job {job_id}.")
-        if _is_disabled(connection, tenant, found.url):
+        if _is_disabled(connection, by.tenant, found.url):
             raise Conflict(
                 f"The URL of webhook {delivery_id} answered 410 and is disabled: POST /v1/webhooks/enable it first."
             )
-        if not _replay(connection, [columns.tenant == tenant, columns.id == delivery_id]):
+        if not _replay(connection, [columns.tenant == by.tenant, columns.id == delivery_id]):
             raise Conflict(f"Webhook {delivery_id} is under way. Read it again in a few seconds.")
+        audit.record(connection, by, "webhook.replay", delivery_id)
 
 
 def _replay(connection: Connection, conditions: Sequence[ColumnElement[bool]]) -> int:
@@ -165,25 +172,28 @@ def _replay(connection: Connection, conditions: Sequence[ColumnElement[bool]]) -
     ).rowcount
 
 
-def send_test(db: Database, tenant: str, url: str, origin: str) -> LoggedDelivery:
+def send_test(db: Database, by: Caller, url: str, origin: str) -> LoggedDelivery:
     """Put a test into the outbox; it is tried once."""
     with db.write() as connection:
-        if _is_disabled(connection, tenant, url):
+        if _is_disabled(connection, by.tenant, url):
             raise Conflict("This URL answered 410 and is disabled. POST /v1/webhooks/enable with it first.")
         data = {"message": "This is a test of your webhook."}
-        return get_delivery(connection, tenant, add_delivery(connection, tenant, url, origin, TEST_EVENT, data))
+        delivery_id = add_delivery(connection, by.tenant, url, origin, TEST_EVENT, data)
+        audit.record(connection, by, "webhook.test", delivery_id)
+        return get_delivery(connection, by.tenant, delivery_id)
 
 
-def enable(db: Database, tenant: str, url: str) -> None:
+def enable(db: Database, by: Caller, url: str, origin: str) -> None:
     """Let a URL that answered 410 be told again.
 
     Raises NotFound if it is not disabled.
     """
     columns = tables.disabled_webhooks.c
-    this = and_(columns.tenant == tenant, columns.url_sha256 == url_sha256(url))
+    this = and_(columns.tenant == by.tenant, columns.url_sha256 == url_sha256(url))
     with db.write() as connection:
         if not connection.execute(delete(tables.disabled_webhooks).where(this)).rowcount:
             raise NotFound("This URL is not disabled: it never answered 410, or was enabled again since.")
+        audit.record(connection, by, "webhook.enable", origin)  # the rest of a URL may be a secret
 
 
 def count_by_state(connection: Connection) -> dict[str, int]:

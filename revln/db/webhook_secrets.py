@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import base64
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from revln.db import tables
+from revln.access import Caller
+from revln.db import audit, tables
 from revln.db.engine import Database, db_now
 from revln.errors import Conflict
 
@@ -35,38 +37,41 @@ def webhook_secrets(db: Database, tenant: str) -> list[WebhookSecret]:
     """Those that hold now, newest first; made if the tenant had none."""
     with db.read() as connection:
         found = _valid(connection, tenant)
-    return found or rotate_secret(db, tenant, None, 0.0, only_first=True)
+    if found:
+        return found
+    with suppress(IntegrityError), db.write() as connection:  # somebody else made it just now
+        if not _valid(connection, tenant):
+            _put(connection, tenant, _random_secret())
+    with db.read() as connection:
+        return _valid(connection, tenant)
 
 
-def rotate_secret(
-    db: Database, tenant: str, secret: str | None, overlap_s: float, *, only_first: bool = False
-) -> list[WebhookSecret]:
-    """Put a secret (a random one, if none is given) before the others, which hold for ``overlap_s`` more.
+def rotate_secret(db: Database, by: Caller, secret: str | None, overlap_s: float) -> list[WebhookSecret]:
+    """Put a secret (a random one, if none is given) before the caller's others, which hold for ``overlap_s`` more.
 
     Raises:
         Conflict: somebody else did so at the same moment.
     """
     table = tables.webhook_secrets
-    mine = table.c.tenant == tenant
+    mine = table.c.tenant == by.tenant
     try:
         with db.write() as connection:
-            if only_first and (found := _valid(connection, tenant)):
-                return found
-            last = connection.scalar(select(func.max(table.c.number)).where(mine)) or 0
             connection.execute(delete(table).where(mine, table.c.expires_at < db_now()))
             until = db_now() + overlap_s
             longer = or_(table.c.expires_at.is_(None), table.c.expires_at > until)
             connection.execute(update(table).where(mine, longer).values(expires_at=until))
-            connection.execute(
-                insert(table).values(
-                    tenant=tenant, number=last + 1, secret=secret or _random_secret(), created_at=db_now()
-                )
-            )
+            _put(connection, by.tenant, secret or _random_secret())
+            audit.record(connection, by, "webhook.rotate", "secret")
+            return _valid(connection, by.tenant)
     except IntegrityError as err:
-        if not only_first:
-            raise Conflict("Somebody else replaced the secret just now. Read it before you try again.") from err
-    with db.read() as connection:
-        return _valid(connection, tenant)
+        raise Conflict("Somebody else replaced the secret just now. Read it before you try again.") from err
+
+
+def _put(connection: Connection, tenant: str, secret: str) -> None:
+    table = tables.webhook_secrets
+    last = connection.scalar(select(func.max(table.c.number)).where(table.c.tenant == tenant)) or 0
+    values = {"tenant": tenant, "number": last + 1, "secret": secret, "created_at": db_now()}
+    connection.execute(insert(table).values(values))
 
 
 def _valid(connection: Connection, tenant: str) -> list[WebhookSecret]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, func, select, update
 
-from revln.access import OWNER
+from revln.access import OWNER, Caller
 from revln.db import tables
 from revln.db.chunks import bury_chunk, end_chunk, finish_chunk, release_chunk
 from revln.db.deliveries import Delivery, Outcome, claim_deliveries, delete_old, give_up, record
@@ -23,6 +23,7 @@ from revln.jobs.state import ChunkState
 from revln.jobs.webhooks import DeliveryState, WebhookEvent
 from tests.builders import make_job, ok_result, take
 
+ANA = Caller("a", "test", frozenset())
 EVERYTHING = [event.value for event in WebhookEvent]
 
 
@@ -332,7 +333,7 @@ def test_a_tenant_has_one_secret_however_many_ask_first(db: Database) -> None:
 
 def test_a_replaced_secret_holds_for_its_overlap_and_no_longer(db: Database) -> None:
     (old,) = webhook_secrets(db, "a")
-    new, kept = rotate_secret(db, "a", None, 3600.0)
+    new, kept = rotate_secret(db, ANA, None, 3600.0)
     assert kept.secret == old.secret
     assert new.secret != old.secret
     assert (new.expires_at, kept.expires_at is None) == (None, False)
@@ -341,7 +342,7 @@ def test_a_replaced_secret_holds_for_its_overlap_and_no_longer(db: Database) -> 
             update(tables.webhook_secrets).values(expires_at=tables.webhook_secrets.c.expires_at - 3601.0)
         )
     assert [each.secret for each in webhook_secrets(db, "a")] == [new.secret]
-    (at_once,) = rotate_secret(db, "a", "whsec_" + "A" * 43 + "=", 0.0)
+    (at_once,) = rotate_secret(db, ANA, "whsec_" + "A" * 43 + "=", 0.0)
     assert at_once.secret == "whsec_" + "A" * 43 + "="
 
 

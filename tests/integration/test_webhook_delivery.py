@@ -120,7 +120,7 @@ def test_a_body_that_was_changed_on_its_way_is_noticed(db: Database, receiver: R
 
 def test_while_a_secret_is_replaced_both_sign(db: Database, receiver: Receiver) -> None:
     (old, *_) = webhook_secrets(db, TENANT)
-    new = rotate_secret(db, TENANT, None, 3600.0)[0]
+    new = rotate_secret(db, OWNER, None, 3600.0)[0]
     with sending(db):
         tried(db, ended_job(db, receiver.url()))
     (seen,) = receiver.seen
@@ -163,12 +163,12 @@ def test_after_the_last_try_it_has_failed_and_a_replay_begins_anew(db: Database,
             make_due(db, job)
         assert found.state == "failed"
         receiver.answers["/hook"] = 200
-        assert replay(db, TENANT, job_id=job.id) == 1
+        assert replay(db, OWNER, job_id=job.id) == 1
         found = tried(db, job, 11)
         assert found.state == "delivered"
         # Delivered and lost by its receiver: only by its id.
-        assert replay(db, TENANT, job_id=job.id) == 0
-        replay_one(db, TENANT, job.id, found.id)
+        assert replay(db, OWNER, job_id=job.id) == 0
+        replay_one(db, OWNER, job.id, found.id)
         tried(db, job, 12)
     assert {seen.id for seen in receiver.seen} == {found.id}
     assert len(receiver.seen) == 12
@@ -193,10 +193,10 @@ def test_a_receiver_that_is_gone_is_disabled_at_that_url_until_it_is_enabled(db:
         wait_until(lambda: delivery(db, second).state == "disabled")
         assert [seen.path for seen in receiver.seen] == ["/gone", "/here"]
         with pytest.raises(Conflict, match="410"):
-            replay_one(db, TENANT, second.id, delivery(db, second).id)
+            replay_one(db, OWNER, second.id, delivery(db, second).id)
         receiver.answers["/gone"] = 200
-        enable(db, TENANT, receiver.url("/gone"))
-        replay_one(db, TENANT, second.id, delivery(db, second).id)
+        enable(db, OWNER, receiver.url("/gone"), receiver.url(""))
+        replay_one(db, OWNER, second.id, delivery(db, second).id)
         assert tried(db, second).state == "delivered"
 
 

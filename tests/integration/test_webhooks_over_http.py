@@ -220,6 +220,21 @@ def test_a_url_that_answered_410_is_enabled_again(stack: InlineStack, receiver: 
     assert settled(stack, job["id"], 1)[0]["state"] == "delivered"
 
 
+def test_who_replayed_tested_enabled_and_rotated_stands_in_the_audit_log(
+    stack: InlineStack, receiver: Receiver
+) -> None:
+    job = submit(stack, {"url": receiver.url(), "events": ["job.succeeded"]}).json()
+    (one,) = settled(stack, job["id"], 1)
+    stack.client.replay_webhooks(job["id"], one["id"])
+    sent = stack.client.test_webhook(receiver.url("/hook?token=hunter2"))
+    (secret, *_) = stack.client.rotate_webhook_secret()
+    entries = stack.http.get("/v1/audit?limit=100").json()
+    actions = [(each["action"], each["what"]) for each in entries["entries"]]
+    assert actions[:3] == [("webhook.rotate", "secret"), ("webhook.test", sent["id"]), ("webhook.replay", one["id"])]
+    assert secret["secret"] not in json.dumps(entries)
+    assert "hunter2" not in json.dumps(entries)
+
+
 def test_what_is_not_there_is_not_found(stack: InlineStack) -> None:
     nobody = "00000000-0000-0000-0000-000000000000"
     for path in (f"/v1/jobs/{nobody}/webhooks", "/v1/webhooks/msg_0", "/v1/webhooks/%00"):
