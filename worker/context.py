@@ -22,7 +22,7 @@ from revln.jobs.schemas import Item
 from worker.leases import Lease
 from worker.runtime import Runtime
 
-__all__ = ["Context", "Done", "Handler", "Outcome", "Todo", "parse_items"]
+__all__ = ["Again", "Context", "Done", "Handler", "Outcome", "Todo", "parse_items"]
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,10 @@ class Outcome:
     def as_dict(self) -> dict[str, Any]:
         head: dict[str, Any] = {"index": self.index, "id": self.id}
         return {**head, "error": self.error.as_dict()} if self.error else {**head, **(self.fields or {})}
+
+
+class Again(Exception):
+    """Raised by `Done.apply`: more has come meanwhile than can be written at once. The handler is run again."""
 
 
 class Handler(Protocol):

@@ -13,9 +13,9 @@ from sqlalchemy import Connection
 
 from revln.db.chunks import ChunkResult, Claim, claim_chunk, finish_chunk, outlook
 from revln.db.results import vectors_from_bytes, vectors_to_bytes
-from revln.errors import LeaseLost
+from revln.errors import JobError, LeaseLost
 from revln.jobs.kinds import KINDS
-from worker.context import Context, Done, Outcome
+from worker.context import Again, Context, Done, Outcome
 from worker.endings import end_with, persist
 from worker.handlers import HANDLERS
 from worker.leases import Lease
@@ -24,6 +24,8 @@ from worker.runtime import Runtime
 __all__ = ["execute"]
 
 log = logging.getLogger(__name__)
+
+_MOST_RUNS = 1_000
 
 
 def execute(runtime: Runtime, job_id: str, number: int) -> None:
@@ -72,16 +74,27 @@ def _place(runtime: Runtime, crashes: int, kind: str, parameters: dict[str, Any]
 
 
 def _run(runtime: Runtime, lease: Lease) -> str:
-    claim = lease.claim
     try:
         context = Context(runtime, lease)
         with runtime.models.held(waiting=lease.keep_waiting):
-            done = HANDLERS[claim.job.kind](context)
-        lease.check()
-        persist(lease, lambda: finish_chunk(runtime.db, claim, lambda connection: _result(connection, claim, done)))
+            _finish(runtime, lease, context)
     except Exception as err:  # noqa: BLE001 - a chunk ends here; the error goes to its row
         return end_with(runtime, lease, err)
     return "finished"
+
+
+def _finish(runtime: Runtime, lease: Lease, context: Context) -> None:
+    claim = lease.claim
+    for _ in range(_MOST_RUNS):
+        done = HANDLERS[claim.job.kind](context)
+        lease.check()
+        try:
+            persist(lease, lambda: finish_chunk(runtime.db, claim, lambda connection: _result(connection, claim, done)))  # noqa: B023
+        except Again:
+            lease.progress()
+        else:
+            return
+    raise JobError("The collection changes faster than the job can follow it; run it again at a quieter time.")
 
 
 def _result(connection: Connection, claim: Claim, done: Done) -> ChunkResult:

@@ -25,9 +25,11 @@ from revln.db import tables
 from revln.db.audit import record
 from revln.db.collections import Collection, get_collection
 from revln.db.engine import db_now
+from revln.db.jobs import Job
 from revln.db.keyed import in_index_order
 from revln.db.log import LogEntry, append_log
 from revln.errors import CollectionMoved, Conflict, NotFound
+from revln.jobs.state import JobStatus
 
 __all__ = [
     "Changes",
@@ -39,6 +41,7 @@ __all__ = [
     "generation_for",
     "lock_heads",
     "missing_items",
+    "older_migration",
     "shadows_of",
     "swap",
 ]
@@ -109,6 +112,25 @@ def begin_generation(connection: Connection, collection_id: str, model: str, fin
         )
     )
     return Collection(**connection.execute(select(*_COLUMNS).where(_C.id == identity)).one()._mapping)
+
+
+def older_migration(connection: Connection, job: Job) -> tuple[str, str] | None:
+    """The model and the id of a migration of the same collection that was asked for before ``job`` and is not over."""
+    jobs = tables.jobs.c
+    row = connection.execute(
+        select(jobs.model, jobs.id)
+        .where(
+            jobs.tenant == job.tenant,
+            jobs.kind == job.kind,
+            jobs.collection == job.collection,
+            jobs.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]),
+            jobs.input["operation"].as_string() == "migrate",
+            jobs.id < job.id,
+        )
+        .order_by(jobs.id)
+        .limit(1)
+    ).one_or_none()
+    return None if row is None else (row.model, row.id)
 
 
 def _hidden(identity: str) -> str:

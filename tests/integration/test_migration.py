@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 
 from revln.db.generations import follow
+from revln.db.result_rows import write_report
 from revln.jobs.index_schemas import IndexResult
 from tests.conftest import DATABASES, fresh_database
 from tests.inline import InlineStack, inline_stack
@@ -251,3 +252,49 @@ def test_a_collection_deleted_under_its_migration_ends_it_and_leaves_nothing(
     with inline.runtime.db.read() as connection:
         orphans = "SELECT count(*) FROM collections WHERE shadow_of NOT IN (SELECT id FROM collections)"
         assert connection.exec_driver_sql(orphans).scalar() == 0
+
+
+def test_of_two_migrations_at_once_the_later_one_is_told_of_the_other(
+    inline: InlineStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = texts(inline, 5)
+    begun, go_on = Event(), Event()
+
+    def slowly(*_: Any) -> None:
+        begun.set()
+        assert go_on.wait(60)
+
+    monkeypatch.setattr("worker.operations.migrate._try_missing", slowly)
+    first = inline.client.submit("index", {"collection": name, "operation": "migrate"}, model=NEW)
+    assert begun.wait(60)
+    try:
+        second = migrate(inline, name, NEW)
+    finally:
+        go_on.set()
+    assert (second["status"], second["error"]["code"]) == ("failed", "job_failed")
+    assert f"being migrated to {NEW} by job {first['id']}" in second["error"]["detail"]
+    assert inline.client.wait(first["id"], 60)["status"] == "succeeded"
+    assert moved(inline, name, OLD)[0]["migration"]["items"] == 5  # one that is over is in nobody's way
+
+
+def test_a_worker_that_dies_at_the_swap_leaves_it_undone_and_the_next_tells_what_is_missing(
+    inline: InlineStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = texts(inline, 4)
+    brought = {"id": "brought", "vector": [1.0] * 24}
+    assert (
+        run(inline, "index", {"collection": name, "items": [brought], "vectors_of": "old-24"})["counts"]["failed"] == 0
+    )
+    deaths: list[str] = []
+
+    def dies_once(*arguments: Any) -> int:
+        if not deaths:
+            deaths.append("after the swap, before the commit")
+            raise RuntimeError(deaths[0])
+        return write_report(*arguments)
+
+    monkeypatch.setattr("revln.db.chunks.write_report", dies_once)
+    head, missing = moved(inline, name, NEW, allow_missing=True)
+    assert deaths
+    assert (head["migration"]["former_model"], head["migration"]["items"], head["migration"]["missing"]) == (OLD, 4, 1)
+    assert missing["id"] == "brought"

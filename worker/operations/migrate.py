@@ -3,7 +3,7 @@
 Searches and changes go on meanwhile. The shadow follows the serving log; each step is fenced and committed, so a run
 that was cut off goes on where it stopped. While a shadow is being made, upserts embed by its model too
 (`prepare_next`), so that in the end all that is left has its vectors and is appended under the row lock, in the
-transaction of the swap.
+transaction of the swap, which is the one that ends the job.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import Connection
 
 from revln.db.chunks import hold_chunk
 from revln.db.collections import Collection
@@ -25,15 +26,16 @@ from revln.db.generations import (
     follow,
     lock_heads,
     missing_items,
+    older_migration,
     shadows_of,
     swap,
 )
 from revln.db.log import LogEntry
 from revln.db.results import vectors_to_bytes
 from revln.db.uploads import own_uploads
-from revln.errors import ItemError, ItemInvalid, ModelUnavailable, Unavailable
+from revln.errors import ItemError, ItemInvalid, JobError, ModelUnavailable, Unavailable
 from revln.models.base import Operation
-from worker.context import Context, Done, Outcome
+from worker.context import Again, Context, Done, Outcome
 from worker.embedding import Content, embed, own_contents, text_content
 from worker.models import LoadedModel
 
@@ -43,7 +45,6 @@ log = logging.getLogger(__name__)
 
 _TOGETHER = 256  # rows of a step; one that was cut off is done again, mostly from vectors that are kept
 _LAST_ROWS = 1_000  # as many may be left for the transaction of the swap, with their vectors at hand
-_ROUNDS = 1_000
 
 _Row = dict[str, Any]
 
@@ -58,16 +59,24 @@ def run_migrate(context: Context, collection: Collection) -> Done:
         return Done([_migrated(collection, collection, 0)], open_ended=True)
     with context.runtime.db.write() as connection:
         hold_chunk(connection, context.claim)
+        if (rival := older_migration(connection, context.job)) is not None:
+            raise JobError(_RIVAL.format(context.job.collection, *rival, context.job.model))
         shadow = begin_generation(connection, collection.id, info.name, info.joint_fingerprint, info.dim)
     errors: dict[str, ItemError] = {}
-    for _ in range(_ROUNDS):
-        _catch_up(context, loaded, shadow, errors)
-        _try_missing(context, loaded, shadow, errors)
-        context.runtime.indexes.caught_up(shadow)  # in memory before the first search asks for it
-        done = _finish(context, collection, shadow, loaded, errors)
-        if done is not None:
-            return done
-    raise ItemError("The collection changes faster than it can be embedded; run the migration at a quieter time.")
+    _catch_up(context, loaded, shadow, errors)
+    _try_missing(context, loaded, shadow, errors)
+    context.runtime.indexes.caught_up(shadow)  # in memory before the first search asks for it
+
+    def apply(connection: Connection, _: list[Outcome]) -> list[Outcome]:
+        return _finish(connection, context, shadow, loaded, errors)
+
+    return Done([], apply, open_ended=True)
+
+
+_RIVAL = (
+    "Collection {!r} is being migrated to {} by job {} already. One migration at a time: wait for that one, or cancel "
+    "it, and then migrate to {}."
+)
 
 
 def prepare_next(context: Context, collection: Collection, contents: list[Content | ItemError]) -> None:
@@ -136,35 +145,32 @@ def _write_missing(
 
 
 def _finish(
-    context: Context, before: Collection, shadow: Collection, loaded: LoadedModel, errors: dict[str, ItemError]
-) -> Done | None:
-    """Swap, if all that is left can be appended at once; or say what is missing. None: there is more to catch up."""
-    with context.runtime.db.write() as connection:
-        hold_chunk(connection, context.claim)
-        serving, now = lock_heads(connection, shadow)
-        at = now.shadow_seq or 0
-        changes = changes_after(connection, serving.id, at, _LAST_ROWS)
-        contents = [_content(row) for row in changes.live]
-        good = [content for content in contents if isinstance(content, Content)]
-        known = cached_vectors(connection, shadow.model_fingerprint, [content.key for content in good])
-        pictures = {content.image_sha256 for content in good if content.image_sha256}
-        own = own_uploads(connection, context.job.tenant, "image", pictures)
-        if not changes.whole or pictures - own or any(content.key not in known for content in good):
-            return None
-        vectors = [
-            content if isinstance(content, ItemError) else np.frombuffer(known[content.key], dtype="<f4")
-            for content in contents
-        ]
-        follow(connection, shadow, _entries(changes, vectors, errors), at, changes.last_seq)
-        serving, now = lock_heads(connection, shadow)
-        missing = [row["item_id"] for row in missing_items(connection, now, serving.count + 1)] if (
-            serving.count > now.count
-        ) else []  # fmt: skip
-        if missing and not context.input.get("allow_missing"):
-            return _refused(serving, loaded, missing, errors)
-        swap(connection, serving, now)
-    outcomes = [_migrated(before, now, len(missing)), *_missing(missing, errors)]
-    return Done(outcomes, open_ended=True)
+    connection: Connection, context: Context, shadow: Collection, loaded: LoadedModel, errors: dict[str, ItemError]
+) -> list[Outcome]:
+    """Append what is left and swap; or say what is missing. Raises Again: there is more to catch up with."""
+    before, now = lock_heads(connection, shadow)
+    at = now.shadow_seq or 0
+    changes = changes_after(connection, before.id, at, _LAST_ROWS)
+    contents = [_content(row) for row in changes.live]
+    good = [content for content in contents if isinstance(content, Content)]
+    known = cached_vectors(connection, shadow.model_fingerprint, [content.key for content in good])
+    pictures = {content.image_sha256 for content in good if content.image_sha256}
+    own = own_uploads(connection, context.job.tenant, "image", pictures)
+    if not changes.whole or pictures - own or any(content.key not in known for content in good):
+        raise Again
+    vectors = [
+        content if isinstance(content, ItemError) else np.frombuffer(known[content.key], dtype="<f4")
+        for content in contents
+    ]
+    follow(connection, shadow, _entries(changes, vectors, errors), at, changes.last_seq)
+    serving, now = lock_heads(connection, shadow)
+    missing = [row["item_id"] for row in missing_items(connection, now, serving.count + 1)] if (
+        serving.count > now.count
+    ) else []  # fmt: skip
+    if missing and not context.input.get("allow_missing"):
+        return _refused(serving, loaded, missing, errors)
+    swap(connection, serving, now)
+    return [_migrated(serving, now, len(missing)), *_missing(missing, errors)]
 
 
 def _migrated(before: Collection, now: Collection, missing: int) -> Outcome:
@@ -179,13 +185,15 @@ def _migrated(before: Collection, now: Collection, missing: int) -> Outcome:
     return Outcome(0, fields={"seq": now.head_seq, "migration": migration})
 
 
-def _refused(serving: Collection, loaded: LoadedModel, missing: list[str], errors: dict[str, ItemError]) -> Done:
+def _refused(
+    serving: Collection, loaded: LoadedModel, missing: list[str], errors: dict[str, ItemError]
+) -> list[Outcome]:
     why = ItemInvalid(
         f"{len(missing)} of {serving.count} items cannot be embedded by {loaded.model.info.name}; each follows with "
         f"its reason. Collection {serving.name!r} is searched as before. Mend or delete them and migrate again, which "
         "goes on from here; or leave them out with allow_missing."
     )
-    return Done([Outcome(0, error=why), *_missing(missing, errors)], open_ended=True)
+    return [Outcome(0, error=why), *_missing(missing, errors)]
 
 
 def _missing(missing: list[str], errors: dict[str, ItemError]) -> list[Outcome]:
