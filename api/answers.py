@@ -333,6 +333,11 @@ class AuditPage(_Answer):
     next_cursor: str | None
 
 
+class WorkerState(_Answer):
+    id: str
+    state: str = Field(description='"hears", "busy" (all its threads are taken), or what is wrong with it.')
+
+
 class ReadyAnswer(_Answer):
     """Each part is "ok", or what is wrong with it."""
 
@@ -340,6 +345,7 @@ class ReadyAnswer(_Answer):
     database: str
     redis: str
     worker: str
+    workers: list[WorkerState] = Field(description="Those heard of within 30 s.")
 
 
 class FieldProblem(_Answer):

@@ -7,10 +7,13 @@ nothing here is relied upon for delivery. A lost message costs a sweep, a repeat
 from __future__ import annotations
 
 import json
+import time
 
 import redis
 from celery import Celery
 from kombu import Queue
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from revln.db.engine import Database
 from revln.db.sweep import ChunkAddress, take_unpublished
@@ -40,6 +43,7 @@ COLLECTIONS_CHANNEL = "revln:collections"
 
 # A frozen Redis hangs a publisher for over 40 s by default [measured]; with these it fails within 6 s.
 _PUBLISHER_TIMEOUT_S = 2
+_QUIET_S = 5.0  # after a change could not be called out
 _WORKER_SOCKET_TIMEOUT_S = 30  # longer than the worker's own blocking pop, else every idle worker reconnects
 
 
@@ -54,6 +58,9 @@ def connect_redis(settings: Settings) -> redis.Redis:
         redis_url(settings),
         socket_timeout=_PUBLISHER_TIMEOUT_S,
         socket_connect_timeout=_PUBLISHER_TIMEOUT_S,
+        # Once more, because a connection that was kept may be one to a server of before; redis-py's own three times
+        # with pauses make ten seconds of two when it is frozen.
+        retry=Retry(NoBackoff(), 1),
         decode_responses=True,
     )
 
@@ -131,6 +138,7 @@ class Dispatcher:
         self._db = db
         self._app = make_celery(settings, publisher=True)
         self._redis = connect_redis(settings)
+        self._quiet_until = 0.0
 
     def dispatch(self, queue: str) -> int:
         """Publish waiting chunks of one queue, as far as its window allows; how many.
@@ -169,6 +177,8 @@ class Dispatcher:
 
         Nobody hearing it, or Redis being away, is fine.
         """
+        if time.monotonic() < self._quiet_until:
+            return
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
                 pipeline.publish(job_channel(job_id), "changed")
@@ -176,8 +186,9 @@ class Dispatcher:
                     pipeline.publish(COLLECTIONS_CHANNEL, json.dumps(changed))
                 pipeline.execute()
         except redis.RedisError:
-            # Whoever waits also looks at SQL every few seconds.
-            return
+            # Whoever waits also looks at SQL every few seconds. And no worker shall stand still for seconds at each
+            # chunk because Redis is frozen.
+            self._quiet_until = time.monotonic() + _QUIET_S
 
     def ping(self) -> None:
         """Raises redis.RedisError if Redis does not answer."""

@@ -122,11 +122,19 @@ class Settings(BaseModel):
     batch_max: int = Field(0, ge=0, le=4096, description="Largest batch. 0: what the model says for its device.")
     batch_wait_ms: float = Field(4.0, ge=0, le=1000, description="How long a batch waits to be filled.")
     lease_s: float = Field(30.0, ge=1, description="How long a chunk stays a worker's without a heartbeat.")
-    heartbeat_s: float = Field(10.0, gt=0, description="How often leases are renewed; under a third of lease_s.")
+    heartbeat_s: float = Field(
+        10.0, gt=0, le=20, description="How often leases are renewed; at most a third of lease_s, and 20."
+    )
     stall_s: float = Field(
         300.0,
         gt=0,
         description="Work that stands still for this long has hung: its worker ends itself.",
+    )
+    deaf_s: float = Field(
+        20.0,
+        ge=1,
+        description="A worker that has not heard its own messages for this long, though Redis answers and a thread is "
+        "free, ends itself.",
     )
     max_crashes: int = Field(3, ge=1, description="How often a chunk may kill its worker before it is dead.")
     shutdown_grace_s: float = Field(25.0, gt=0, description="From SIGTERM to handing running chunks back.")

@@ -13,11 +13,12 @@ from revln.errors import RevlnError
 from worker.runtime import Runtime
 from worker.watchdog import STDERR, Waiting, Work
 
-__all__ = ["DEAF", "leave", "leave_hung", "leave_in_time"]
+__all__ = ["leave", "leave_deaf", "leave_hung", "leave_in_time"]
 
 log = logging.getLogger(__name__)
 
 HUNG, DEAF = 70, 75  # exit codes, of sysexits.h: a fault in the software, a failure that another try may mend
+_FALLEN_S = 5.0  # of a worker whose Celery has failed, for short work to end
 _LAST_S = 5.0  # for the database to hear of it
 
 
@@ -33,9 +34,13 @@ def leave(runtime: Runtime, code: int, hung: Collection[Waiting] = ()) -> NoRetu
     os._exit(code)  # its threads cannot be stopped in any other way; their writes are fenced off
 
 
-def leave_in_time(runtime: Runtime) -> None:
-    """Celery's threads pool waits for running tasks without limit; we hand them back when the grace is over."""
-    timer = Timer(runtime.settings.shutdown_grace_s, leave, (runtime, 0))
+def leave_in_time(runtime: Runtime, code: int = 0) -> None:
+    """Celery's threads pool waits for running tasks without limit; we hand them back when the grace is over.
+
+    With a code other than 0 it was not asked to stop but fell over: as it fetches nothing any more, it must go soon.
+    """
+    grace_s = runtime.settings.shutdown_grace_s
+    timer = Timer(min(grace_s, _FALLEN_S) if code else grace_s, leave, (runtime, code))
     timer.daemon = True
     timer.start()
 
@@ -44,6 +49,10 @@ def leave_hung(runtime: Runtime, works: Sequence[Work]) -> NoReturn:
     log.critical("this worker ends itself, because this hangs: %s", "; ".join(work.what for work in works))
     faulthandler.dump_traceback(STDERR, all_threads=True)
     leave(runtime, HUNG, {one for work in works for one in work.waiting})
+
+
+def leave_deaf(runtime: Runtime) -> NoReturn:
+    leave(runtime, DEAF)
 
 
 def _say_goodbye(runtime: Runtime, hung: Collection[Waiting]) -> None:

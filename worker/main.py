@@ -5,11 +5,10 @@ from __future__ import annotations
 import fnmatch
 import logging
 import warnings
-from typing import Any
 
 from celery import Celery
 from celery.exceptions import SecurityWarning
-from celery.signals import worker_init, worker_shutting_down
+from celery.signals import worker_shutting_down
 
 from revln.broker import CANARY_QUEUE, CANARY_TASK, canary_key, connect_redis, make_celery, task_name
 from revln.errors import RevlnError, SettingsError
@@ -17,8 +16,10 @@ from revln.jobs.kinds import KINDS, all_queues
 from revln.models.memory import keep_freed_memory
 from revln.settings import Settings
 from revln.telemetry import configure_logging
+from worker.canary import ECHO_TASK, echo_queue
+from worker.consumer import StoppingWorker
 from worker.execute import execute
-from worker.leaving import leave_hung, leave_in_time
+from worker.leaving import leave_deaf, leave_hung, leave_in_time
 from worker.runtime import Runtime
 from worker.sweeper import Sweeper
 
@@ -37,31 +38,32 @@ def run(settings: Settings) -> int:
     runtime = Runtime(settings, queues)
     sweeper = Sweeper(runtime)
     app = make_celery(settings)
+    app.conf.task_queues.append(echo_queue(runtime.worker_id))
     _register(app, runtime)
 
-    def start(**_: Any) -> None:
-        try:
-            runtime.start()
-            runtime.watchdog.start(lambda works: leave_hung(runtime, works))
-            sweeper.start()
-        except Exception as err:
-            # Celery would log it and go on, with a worker that has no leases and no sweeper.
-            log.exception("the worker could not start")
-            raise SystemExit(1) from err
+    def stopping(code: int = 0) -> None:
+        runtime.canary.hush()  # from here on it is meant not to hear
+        leave_in_time(runtime, code)
 
-    worker_init.connect(start, weak=False)
-    worker_shutting_down.connect(lambda **_: leave_in_time(runtime), weak=False)
-    worker = app.Worker(
+    worker_shutting_down.connect(lambda **_: stopping(), weak=False)
+    worker = StoppingWorker(
+        stopping,
+        app=app,
         hostname=runtime.worker_id,
         pool="threads",
         concurrency=settings.concurrency,
-        queues=[*queues, CANARY_QUEUE],
+        queues=[*queues, CANARY_QUEUE, echo_queue(runtime.worker_id).name],
         loglevel=settings.log_level.upper(),
         without_gossip=True,
         without_mingle=True,
         task_events=True,
         quiet=True,
     )
+    # Not in Celery's worker_init: it swallows what a receiver raises, and would go on without leases.
+    runtime.start()
+    runtime.watchdog.start(lambda works: leave_hung(runtime, works))
+    runtime.canary.start(lambda: leave_deaf(runtime))
+    sweeper.start()
     worker.start()
     sweeper.stop()
     runtime.stop()
@@ -89,7 +91,8 @@ def _register(app: Celery, runtime: Runtime) -> None:
     """One Celery task for each kind, so that Flower tells them apart; all of them run a chunk."""
 
     def run_chunk(job_id: str, number: int) -> None:
-        execute(runtime, job_id, number)
+        with runtime.occupied():
+            execute(runtime, job_id, number)
 
     for kind in KINDS:
         app.task(run_chunk, name=task_name(kind))
@@ -109,3 +112,4 @@ def _register(app: Celery, runtime: Runtime) -> None:
         answers.expire(canary_key(nonce), 60)
 
     app.task(canary, name=CANARY_TASK)
+    app.task(runtime.hear, name=ECHO_TASK, send_events=False)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import get_ident
 
 from uuid_utils.compat import uuid7
 
@@ -23,6 +26,7 @@ from revln.models.registry import ModelCatalog
 from revln.settings import Settings
 from revln.uploads import Uploads
 from worker.auto_build import ask_for_build
+from worker.canary import Canary
 from worker.filters import FilterCache
 from worker.follower import Follower
 from worker.indexes import IndexCache
@@ -63,6 +67,8 @@ class Runtime:
         self.image_limits = ImageLimits(max_pixels=settings.max_image_pixels, memory_bytes=settings.image_memory_bytes)
         self.catalog = ModelCatalog(settings.models, settings.default_model)
         self.watchdog = Watchdog(settings.stall_s)
+        self.canary = Canary(settings, self.worker_id, lambda: self.busy)
+        self._occupied: set[int] = set()
         self.models = LoadedModels(settings, self.catalog, Loader(settings, self.catalog, self.watchdog.forward))
         self.indexes = IndexCache(self.db, self.blobs, self._rebuild)
         self.filters = FilterCache(self.db)
@@ -88,7 +94,27 @@ class Runtime:
             # The next beat does the one, the next sweep the other.
             log.warning("not registered yet: %s", err.message)
 
+    @contextmanager
+    def occupied(self) -> Iterator[None]:
+        """Around whatever takes a thread of Celery's pool."""
+        self._occupied.add(get_ident())
+        try:
+            yield
+        finally:
+            self._occupied.discard(get_ident())
+
+    @property
+    def busy(self) -> bool:
+        """Whether every thread of the pool is taken; Celery then fetches no messages."""
+        return len(self._occupied) >= self.settings.concurrency
+
+    def hear(self) -> None:
+        """Its own message has come through Redis and Celery: note it in the worker's row."""
+        self.canary.heard()
+        workers.note_heard(self.db, self.worker_id)
+
     def stop(self) -> None:
+        self.canary.stop()
         self.watchdog.stop()
         self.leases.stop()
         self.webhooks.stop()
@@ -118,5 +144,5 @@ class Runtime:
         ask_for_build(self.db, self.settings, collection, f"snapshot {damaged.id} is damaged", type=damaged.type)
 
     def _beat(self) -> None:
-        if not workers.beat(self.db, self.worker_id, self.models.describe()):
+        if not workers.beat(self.db, self.worker_id, self.models.describe(), self.canary.silent_s, self.busy):
             workers.register(self.db, self._row())

@@ -42,22 +42,30 @@ def healthz() -> dict[str, str]:
 
 @router.get("/readyz", summary="Database, Redis and a worker answer", responses=_READY)
 async def readyz(state: State) -> JSONResponse:
-    """The worker's part is a canary: a message through Celery that a worker thread answers, its model loaded."""
-    database, broker, worker = await asyncio.gather(
+    """The worker's part is a canary: a message through Celery that a worker thread answers, its model loaded. Where all
+    threads are busy none does; then it counts that a worker beats and has heard its own messages up to now."""
+    (database, workers), broker, worker = await asyncio.gather(
         run_sync(_database, state), run_sync(_broker, state), _worker(state)
     )
+    if worker is None:
+        busy = any(one["state"] == "busy" for one in workers)
+        worker = "ok" if busy else f"no worker answered within {_CANARY_S:g} s"
     parts = {"database": database, "redis": broker, "worker": worker}
     ready = all(answer == "ok" for answer in parts.values())
-    return JSONResponse({"ready": ready, **parts}, 200 if ready else 503)
+    return JSONResponse({"ready": ready, **parts, "workers": workers}, 200 if ready else 503)
 
 
-def _database(state: ApiState) -> str:
+def _database(state: ApiState) -> tuple[str, list[dict[str, str]]]:
     try:
         with state.db.read() as connection:
-            connection.exec_driver_sql("SELECT 1")
+            rows = list_workers(connection)
     except RevlnError as err:
-        return err.message
-    return "ok"
+        return err.message, []
+    return "ok", [{"id": row["id"], "state": _state(row)} for row in rows]
+
+
+def _state(row: dict[str, Any]) -> str:
+    return str(row["trouble"]) or ("busy" if row["busy"] else "hears")
 
 
 def _broker(state: ApiState) -> str:
@@ -68,7 +76,8 @@ def _broker(state: ApiState) -> str:
     return "ok"
 
 
-async def _worker(state: ApiState) -> str:
+async def _worker(state: ApiState) -> str | None:
+    """What a worker answered, or why it could not be asked; None: nobody answered."""
     nonce = uuid4().hex
     client = redis.asyncio.Redis.from_url(
         redis_url(state.settings), decode_responses=True, socket_connect_timeout=2, socket_timeout=_CANARY_S + 1
@@ -81,7 +90,7 @@ async def _worker(state: ApiState) -> str:
     finally:
         await client.aclose()
     # The answer is [key, "ok"], or what stopped the worker.
-    return str(answer[1]) if answer else f"no worker answered within {_CANARY_S:g} s"
+    return str(answer[1]) if answer else None
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)

@@ -18,7 +18,7 @@ from revln.models.memory import give_back_large_blocks
 from revln.settings import Settings
 from revln.telemetry import configure_logging
 
-__all__ = ["api", "db", "flower", "flower_arguments", "require_flower_login", "worker"]
+__all__ = ["api", "db", "flower", "flower_arguments", "require_flower_login", "worker", "worker_trouble"]
 
 # A long-poll or SSE stream may last a minute; clients reconnect, so a restart of the API need not wait for them.
 API_GRACE_S = 5
@@ -151,17 +151,39 @@ def require_flower_login(settings: Settings) -> None:
         )
 
 
-def _check_worker(settings: Settings) -> int:
-    """For a container's health check: a worker of this host has beaten lately, as the database says."""
-    from revln.db.engine import Database
-    from revln.db.workers import list_workers
+def worker_trouble(settings: Settings, pid: int) -> str:
+    """What is wrong with one worker of this host, as the database says. Raises Unavailable."""
+    return next((row["trouble"] for row in _workers_here(settings) if row["pid"] == pid), "")
 
-    host = socket.gethostname()
+
+def _check_worker(settings: Settings) -> int:
+    """For a container's health check: this host's workers beat and hear their own messages."""
+    rows = [row for row in _workers_here(settings) if _lives(row["pid"])]
+    for row in rows:
+        click.echo(f"{row['id']}: {row['trouble'] or 'well'}", err=bool(row["trouble"]))
+    if not rows:
+        click.echo(f"no worker of {socket.gethostname()} has been heard of lately", err=True)
+    return 1 if not rows or any(row["trouble"] for row in rows) else 0
+
+
+def _workers_here(settings: Settings) -> list[dict[str, Any]]:
+    from revln.db.engine import Database
+    from revln.db.workers import workers_of
+
     database = Database(settings.resolved_database_url)
     try:
         with database.read() as connection:
-            alive = [row["id"] for row in list_workers(connection) if row["host"] == host]
+            return workers_of(connection, socket.gethostname())
     finally:
         database.close()
-    click.echo(", ".join(alive) or f"no worker of {host} has been heard of lately", err=not alive)
-    return 0 if alive else 1
+
+
+def _lives(pid: int) -> bool:
+    """What has no process any more is not in trouble: its row is swept in a while."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

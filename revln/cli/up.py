@@ -15,6 +15,7 @@ import httpx
 
 from revln import embedded_redis
 from revln.cli.machine import check_exposure, claim_port, sole_user
+from revln.cli.parts import worker_trouble
 from revln.client import RevlnClient
 from revln.db.engine import Database
 from revln.db.keys import keys_exist
@@ -125,7 +126,13 @@ def _parts(settings: Settings, workers: int) -> list[Part]:
     return [
         Part("api", _revln("api"), stop_stage=0, grace_s=STOP_MARGIN_S + 5),
         *(
-            Part(name, _revln("worker"), stop_stage=1, grace_s=settings.shutdown_grace_s + STOP_MARGIN_S)
+            Part(
+                name,
+                _revln("worker"),
+                stop_stage=1,
+                grace_s=settings.shutdown_grace_s + STOP_MARGIN_S,
+                check=lambda pid: worker_trouble(settings, pid),
+            )
             for name in names
         ),
         Part("flower", _revln("flower"), stop_stage=2, grace_s=STOP_MARGIN_S),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Double,
     ForeignKey,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -378,4 +380,6 @@ workers = Table(
     Column("models", _Json, nullable=False),  # the loaded ones
     Column("started_at", Double, nullable=False),
     Column("heartbeat_at", Double, nullable=False),
+    Column("heard_at", Double),  # its own last message that came back to it through Redis
+    Column("busy", Boolean, nullable=False, server_default=false()),  # no thread is free to hear one
 )

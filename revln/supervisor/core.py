@@ -185,6 +185,9 @@ class Supervisor:
             elif (code := process.exit_code) is not None:
                 process.finish()
                 self._plan_restart(process, ending(code))
+            elif self._ready and process.checkup and process.pid and (why := process.checkup.look(process.pid)):
+                self._log.line("up", f"{process.part.name} is killed: {why}")
+                process.kill_group()
 
     def _sleep(self, timeout_s: float) -> None:
         select.select([self._wake_r], [], [], timeout_s)

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from revln.supervisor import launch
+from revln.supervisor.health import Checkup
 from revln.supervisor.log import LogStream
 
 __all__ = ["Part", "PartProcess", "ending"]
@@ -32,6 +33,7 @@ class Part:
     stop_stage: int = 0
     grace_s: float = 10.0  # from SIGTERM to SIGKILL
     hint: str = ""  # the way out if it does not start
+    check: Callable[[int], str] | None = None  # what is wrong with its process, now and then asked; "": nothing
 
 
 class PartProcess:
@@ -42,6 +44,7 @@ class PartProcess:
         self.deaths = 0  # in a row
         self.started_at = 0.0
         self.restart_at: float | None = None
+        self.checkup = Checkup(part.check) if part.check else None
         self._env = env
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None

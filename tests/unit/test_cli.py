@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -13,8 +16,11 @@ import pytest
 from click.testing import CliRunner
 
 from revln.cli.main import COMMANDS, cli, main
-from revln.cli.parts import flower_arguments, require_flower_login
+from revln.cli.parts import _check_worker, flower_arguments, require_flower_login
 from revln.cli.up import _embedder
+from revln.db import workers
+from revln.db.engine import Database
+from revln.db.migrate import upgrade
 from revln.errors import StartupError
 from revln.jobs.kinds import KINDS
 from revln.settings import Settings
@@ -139,12 +145,25 @@ def test_flower_needs_a_password_wherever_others_could_reach_it(host: str, login
         require_flower_login(settings)
 
 
-def test_the_worker_check_fails_where_no_worker_lives(tmp_path: Path) -> None:
-    env = {"REVLN_DATA_DIR": str(tmp_path)}
-    assert run("db", "upgrade", env=env).returncode == 0
-    done = run("worker", "--check", env=env)
-    assert done.returncode == 1
-    assert "no worker of" in done.stderr
+def test_the_worker_check_fails_where_no_worker_lives_or_one_is_deaf(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    upgrade(settings)
+    with pytest.MonkeyPatch.context() as patch, closing(Database(settings.resolved_database_url)) as db:
+        said: list[str] = []
+        patch.setattr("revln.cli.parts.click.echo", lambda text, err: said.append(text))
+        assert _check_worker(settings) == 1
+        here = workers.WorkerRow("mine", socket.gethostname(), os.getpid(), [], "cpu", [])
+        workers.register(db, here)
+        assert _check_worker(settings) == 0
+        workers.beat(db, "mine", [], silent_s=99, busy=False)
+        assert _check_worker(settings) == 1
+        workers.note_heard(db, "mine")
+        workers.register(db, replace(here, id="dead", pid=2**22 + 1))
+        workers.beat(db, "dead", [], silent_s=99, busy=False)
+        assert _check_worker(settings) == 0
+    assert "no worker of" in said[0]
+    assert "it is deaf" in said[2]
+    assert (said[1], said[3]) == ("mine: well", "mine: well")
 
 
 def test_every_command_stands_in_the_manual() -> None:

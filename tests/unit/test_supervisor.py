@@ -218,6 +218,24 @@ def test_a_part_that_is_killed_starts_again(outside: Callable[[str], Outside]) -
     stack.read_until("| up")
 
 
+def test_a_part_that_is_not_well_is_killed_and_starts_again(outside: Callable[[str], Outside]) -> None:
+    stack = outside(
+        f"""
+        from revln.supervisor import health
+        health.CHECK_S = 0.01
+        complaints = iter(["once", "", "frozen", "frozen", "frozen"])
+        frozen = Part("frozen", (sys.executable, "-S", "-c", {STUBBORN!r}), check=lambda _: next(complaints, ""))
+        supervisor.start(frozen)
+        supervisor.watch()
+        """
+    )
+    stack.read_until("| up")
+    assert "frozen is killed: frozen" in stack.read_until("killed")
+    assert "SIGKILL" in stack.read_until("died")
+    stack.read_until("| up")
+    assert not any("once" in line for line in stack.seen)
+
+
 def test_a_part_that_keeps_dying_before_all_is_ready_ends_the_start() -> None:
     log = LogStream(io.StringIO())
     with Supervisor(log, os.environ) as supervisor:

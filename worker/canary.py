@@ -1,0 +1,102 @@
+"""Whether this worker hears: it sends itself messages through Redis, and ends itself when they do not arrive.
+
+A process that is up and beats may be deaf all the same: Celery's consumer is another thread than the heartbeat's, and
+what happens to it when Redis dies, comes back, is frozen or drops its connections is not always seen by it. Docker does
+not restart a container that is merely unhealthy; it does restart one whose process has ended, and so does every other
+supervisor.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from threading import Event, Thread
+
+import redis
+from kombu import Queue
+from kombu.exceptions import OperationalError
+
+from revln.broker import connect_redis, make_celery
+from revln.settings import Settings
+
+__all__ = ["ECHO_TASK", "Canary", "echo_queue"]
+
+log = logging.getLogger(__name__)
+
+ECHO_TASK = "revln.echo"
+_KEPT_S = 120  # a message that nobody fetches, because its worker died, is forgotten by Redis
+_MOST_PAUSE_S = 5.0
+
+
+def echo_queue(worker_id: str) -> Queue:
+    """A queue of this worker alone. Undeclared: a binding would be left behind in Redis by each worker that dies."""
+    return Queue(f"echo.{worker_id}", no_declare=True)
+
+
+class Canary:
+    """``busy`` says whether every thread of the pool is taken: Celery then fetches nothing, and that is no deafness."""
+
+    def __init__(self, settings: Settings, worker_id: str, busy: Callable[[], bool]) -> None:
+        self._queue = echo_queue(worker_id)
+        self._deaf_s = settings.deaf_s
+        self._pause_s = min(_MOST_PAUSE_S, settings.deaf_s / 4)
+        self._busy = busy
+        self._app = make_celery(settings, publisher=True)
+        self._app.conf.task_send_sent_event = False  # Flower shows what users sent
+        self._redis = connect_redis(settings)
+        self._well_at = time.monotonic()
+        self._stop = Event()
+        self._thread: Thread | None = None
+
+    def start(self, on_deaf: Callable[[], None]) -> None:
+        """``on_deaf`` is called once and should not return."""
+        self._well_at = time.monotonic()
+        self._thread = Thread(target=self._run, args=(on_deaf,), name="canary", daemon=True)
+        self._thread.start()
+
+    def hush(self) -> None:
+        """Judge no more; returns at once."""
+        self._stop.set()
+
+    def stop(self) -> None:
+        self.hush()
+        if self._thread is not None:
+            self._thread.join(timeout=5.0)
+        self._redis.close()
+        self._app.close()
+
+    def heard(self) -> None:
+        """One arrived."""
+        self._well_at = time.monotonic()
+
+    @property
+    def silent_s(self) -> float:
+        """Since it heard one, or could not have."""
+        return time.monotonic() - self._well_at
+
+    def look(self) -> bool:
+        """Send one, unless the last still lies there; whether the worker is deaf."""
+        try:
+            waiting = self._redis.llen(self._queue.name)
+            if not waiting:
+                self._app.send_task(ECHO_TASK, queue=self._queue, expires=_KEPT_S, retry=False)
+                self._redis.expire(self._queue.name, _KEPT_S)
+        except (redis.RedisError, OperationalError) as err:
+            log.info("no canary, Redis does not answer: %s", err)
+            self.heard()  # or could have: nothing is known of the worker as long as Redis is away
+        if self._busy():
+            self.heard()
+        return self.silent_s > self._deaf_s
+
+    def _run(self, on_deaf: Callable[[], None]) -> None:
+        while not self._stop.wait(self._pause_s):
+            try:
+                deaf = self.look()
+            except Exception:
+                log.exception("the canary failed")
+                continue
+            if deaf and not self._stop.is_set():
+                log.critical("this worker ends itself: it has not heard its own messages for %g s", self._deaf_s)
+                on_deaf()
+                return
