@@ -16,6 +16,7 @@ from api.answers import Problem
 from api.auth import OPEN_PATHS, RequireKey
 from api.headers import CORS_EXPOSED, CORS_HEADERS, CORS_METHODS, SecureHeaders
 from api.limits import LimitBody
+from api.rates import LimitRate
 from api.routes import (
     audit,
     collections,
@@ -98,6 +99,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     # The last added runs first: no byte of a body is read for a stranger.
     app.add_middleware(LimitBody, settings=settings)
+    app.add_middleware(LimitRate)
     app.add_middleware(RequireKey, settings=settings)
     if settings.cors_origin_list:  # outside the key: a browser asks first, and without one
         app.add_middleware(

@@ -24,6 +24,7 @@ from revln.errors import (
     NotFound,
     PayloadTooLarge,
     RevlnError,
+    TooBusy,
     Unauthorized,
     Unavailable,
     UnsupportedMedia,
@@ -31,25 +32,13 @@ from revln.errors import (
     ValidationFailed,
 )
 
-__all__ = ["STATUS", "MalformedJson", "TooBusy", "install", "invalid", "problem_response", "status_of"]
+__all__ = ["STATUS", "MalformedJson", "install", "invalid", "problem_response", "status_of"]
 
 log = logging.getLogger(__name__)
 
 _TYPE = "application/problem+json"
 _MOST_ERRORS = 100  # a body of ten thousand bad items needs no answer of a megabyte
 _RETRY_AFTER_S = 2  # for 503: a database or Redis that restarts is back within seconds
-
-
-class TooBusy(UsersError):
-    """More work is waiting than the service takes on; carries when to come again."""
-
-    code = "too_busy"
-    retryable = True
-    default_message = "Too much work is waiting."
-
-    def __init__(self, message: str, retry_after_s: int) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
 
 
 class MalformedJson(UsersError):

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from api.keyring import KeyRing
 from api.publisher import Publisher
+from api.rates import Rates
 from api.waiting import Waiter
 from revln.blobs import BlobStore
 from revln.broker import Dispatcher
@@ -34,6 +35,7 @@ class ApiState:
         self.dispatcher = Dispatcher(settings, self.db)
         self.publisher = Publisher(self.dispatcher)
         self.waiter = Waiter(settings)
+        self.rates = Rates(settings)
 
     async def start(self) -> None:
         self.publisher.start()
@@ -42,6 +44,7 @@ class ApiState:
 
     async def stop(self) -> None:
         await self.waiter.stop()
+        await self.rates.close()
         self.publisher.stop()
         await self.keys.stop()
         self.dispatcher.close()

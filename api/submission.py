@@ -6,19 +6,20 @@ import base64
 import binascii
 import hashlib
 import json
-import math
 from collections.abc import Iterator
 from typing import IO, Any
 
 from uuid_utils.compat import uuid7
 
-from api.problems import TooBusy, invalid
+from api.problems import invalid
+from api.quotas import quotas_of, refuse_what_never_fits
 from api.requests import SubmitBody
 from api.state import ApiState
 from revln.access import Caller
 from revln.db.collections import Collection, get_collection
-from revln.db.jobs import Job, count_open_items, drain_rate
+from revln.db.jobs import Job
 from revln.db.submit import NewChunk, NewJob, find_by_key, submit_job
+from revln.db.usage import Usage
 from revln.errors import FetchRefused, FingerprintMismatch, ItemNotFound, NotFound
 from revln.fetch import postable
 from revln.jobs.kinds import KINDS, JobKind, queue_name
@@ -27,7 +28,6 @@ from revln.models.base import ModelInfo, Operation
 
 __all__ = ["submit"]
 
-_BUSY_LEAST_S, _BUSY_MOST_S = 5, 3_600
 # Items of a chunk for which nothing has to be computed: a chunk costs some ten milliseconds, whatever is in it.
 _MANY_ITEMS = 1_000
 _LINE_MAX_BYTES = 2**20  # the longest item, fully escaped, takes a fifth of it
@@ -42,7 +42,8 @@ def submit(state: ApiState, by: Caller, body: SubmitBody, idempotency_key: str |
     """
     kind = KINDS[body.kind]
     sent = body.model_dump(mode="json", exclude_none=True)
-    request_sha256 = hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
+    encoded = json.dumps(sent, sort_keys=True).encode()
+    request_sha256, size_bytes = hashlib.sha256(encoded).hexdigest(), len(encoded)
     parameters: dict[str, Any] = sent["input"]
     with state.db.read() as connection:
         # First of all: a repeat gets its job even if the service is busy now, or the collection gone.
@@ -65,7 +66,10 @@ def submit(state: ApiState, by: Caller, body: SubmitBody, idempotency_key: str |
     else:
         assert source is not None
         total, chunks = _manifest_chunks(state, by.tenant, source["sha256"], kind, chunk_items)
-    _refuse_when_busy(state, total)
+        size_bytes += chunks[-1].source_end
+    quotas = quotas_of(state.settings, by)
+    where = kind.source_field if items is None else kind.items_field
+    refuse_what_never_fits(quotas, Usage(total, size_bytes), f"/input/{where}")
     job, new = submit_job(
         state.db,
         NewJob(
@@ -88,6 +92,8 @@ def submit(state: ApiState, by: Caller, body: SubmitBody, idempotency_key: str |
             idempotency_key=idempotency_key,
             request_sha256=request_sha256,
             webhook=_webhook(state, body),
+            size_bytes=size_bytes,
+            quotas=quotas,
         ),
     )
     if new:
@@ -284,20 +290,3 @@ def _lines(file: IO[bytes], pointer: str, most: int) -> Iterator[tuple[int, int]
 def _tag(metadata: dict[str, Any]) -> str | None:
     tag = metadata.get("tag")
     return tag[:256] if isinstance(tag, str) else None
-
-
-def _refuse_when_busy(state: ApiState, total: int) -> None:
-    limit = state.settings.max_queued_items
-    with state.db.read() as connection:
-        waiting = count_open_items(connection)
-        if waiting + total <= limit:
-            return
-        rate = drain_rate(connection)
-    over = waiting + total - limit
-    seconds = math.ceil(over / rate) if rate > 0 else _BUSY_MOST_S
-    retry_after_s = min(max(seconds, _BUSY_LEAST_S), _BUSY_MOST_S)
-    raise TooBusy(
-        f"{waiting} items wait already and this job has {total}; at most {limit} may wait (REVLN_MAX_QUEUED_ITEMS). "
-        f"At {rate:.0f} items/s there should be room in {retry_after_s} s.",
-        retry_after_s,
-    )

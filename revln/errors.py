@@ -10,6 +10,8 @@ RevlnError
 │   ├── IdempotencyMismatch  the same Idempotency-Key with another body
 │   ├── PayloadTooLarge      more bytes than the limit
 │   ├── UnsupportedMedia     a content type that the route does not read
+│   ├── TooBusy              more waits than a quota allows; says when to come again (retryable) …
+│   │   └── RateLimited      … or more is asked than a key may
 │   ├── Unauthorized         no key, or a wrong one
 │   └── Forbidden            a good key, but not for this …
 │       └── InsufficientScope  … because it lacks a scope
@@ -59,10 +61,12 @@ __all__ = [
     "ModelUnavailable",
     "NotFound",
     "PayloadTooLarge",
+    "RateLimited",
     "RevlnError",
     "SettingsError",
     "StartupError",
     "TimedOut",
+    "TooBusy",
     "Unauthorized",
     "Unavailable",
     "UnsupportedMedia",
@@ -143,6 +147,21 @@ class PayloadTooLarge(UsersError):
 class UnsupportedMedia(UsersError):
     code = "unsupported_media_type"
     default_message = "This content type is not read here."
+
+
+class TooBusy(UsersError):
+    code = "too_busy"
+    retryable = True
+    default_message = "Too much work is waiting."
+
+    def __init__(self, message: str | None = None, retry_after_s: int = 60) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimited(TooBusy):
+    code = "rate_limited"
+    default_message = "This key asks too often."
 
 
 class Unauthorized(UsersError):

@@ -69,6 +69,16 @@ class Settings(BaseModel):
     max_queued_items: int = Field(
         20_000_000, ge=1, description="Most items waiting in all; above that a submission answers 429 with Retry-After."
     )
+    max_queued_bytes: int = Field(
+        64 * 2**30, ge=0, description="Most bytes that jobs not yet ended came with, in all. 0: no limit."
+    )
+    requests_per_s: float = Field(
+        0.0, ge=0, description="Most requests of one key a second, over ten seconds; above that 429. 0: no limit."
+    )
+    tenant_max_queued_items: int = Field(0, ge=0, description="Most items waiting of one tenant. 0: no limit.")
+    tenant_max_queued_bytes: int = Field(
+        0, ge=0, description="Most bytes that a tenant's jobs not yet ended came with. 0: no limit."
+    )
     max_wait_s: float = Field(60.0, ge=0, le=600, description="Longest `Prefer: wait=N` or `?wait=N` honoured.")
 
     # Pictures and URLs
@@ -166,6 +176,10 @@ class Settings(BaseModel):
     )
     publish_window: int = Field(256, ge=1, description="Most chunks of one queue on Redis at once.")
     retention_s: float = Field(7 * 86_400, ge=1, description="How long a finished job and its result are kept.")
+    embedding_retention_s: float = Field(
+        30 * 86_400, ge=0, description="How long a computed vector is kept to spare computing it again."
+    )
+    audit_retention_s: float = Field(365 * 86_400, ge=86_400, description="How long the audit log goes back.")
 
     # Flower and logs
     flower_host: str = Field("127.0.0.1", description="Address of Flower.")

@@ -1,8 +1,9 @@
 """One thread for each model that merges the items of concurrent jobs into batches.
 
-Ideas from text-embeddings-inference and infinity: items wait at most ``max_wait_s``, interactive ones go first, and a
-batch only holds items that may share a forward pass. On a GPU the next batch, if it is full already, is put together
-and sent there while the one before still runs (`Overlapping`); one that is not full goes on filling itself.
+Ideas from text-embeddings-inference and infinity: items wait at most ``max_wait_s``, interactive ones go first (others
+once they have waited some seconds longer), and a batch only holds items that may share a forward pass. On a GPU the
+next batch, if it is full already, is put together and sent there while the one before still runs (`Overlapping`); one
+that is not full goes on filling itself.
 
 An infinity batch thread died on one bad image and left every later caller hanging; here a batch that fails is halved
 until the poison item is alone, and every future completes.
@@ -10,6 +11,7 @@ until the poison item is alone, and every future completes.
 
 from __future__ import annotations
 
+import heapq
 import logging
 import sys
 import time
@@ -35,6 +37,8 @@ log = logging.getLogger(__name__)
 Watch = Callable[[str, Sequence[Waiting], Callable[[], Iterable[Waiting]]], AbstractContextManager[None]]
 
 _LANES = tuple(Priority)  # interactive, normal, bulk
+# How much longer an item of a lane waits than an interactive one before it goes first: so no lane starves another.
+_PATIENCE_S = {Priority.INTERACTIVE: 0.0, Priority.NORMAL: 1.0, Priority.BULK: 5.0}
 
 
 @dataclass(slots=True)
@@ -44,6 +48,7 @@ class _Waiting:
     key: Hashable
     future: Future[Any]
     since: float
+    urgent_at: float
     owner: Waiting | None
 
 
@@ -111,7 +116,9 @@ class Batcher:
             if self._closed:
                 future.set_exception(Unavailable("The worker is shutting down."))
                 return future
-            self._lanes[priority].append(_Waiting(operation, prepared, key, future, time.monotonic(), owner))
+            now = time.monotonic()
+            waiting = _Waiting(operation, prepared, key, future, now, now + _PATIENCE_S[priority], owner)
+            self._lanes[priority].append(waiting)
             self._changed.notify_all()
         return future
 
@@ -153,7 +160,7 @@ class Batcher:
         """Wait for a batch that is full or old enough; empty when closed."""
         with self._changed:
             while not self._closed:
-                first = next((lane[0] for lane in self._lanes.values() if lane), None)
+                first = self._most_urgent()
                 if first is None:
                     self._changed.wait()
                     continue
@@ -167,19 +174,23 @@ class Batcher:
             return []
 
     def _take(self, key: Hashable, limit: int) -> list[_Waiting]:
+        """The most urgent that may share a batch; empty if all of them were canceled."""
+        lanes = ([waiting for waiting in lane if waiting.key == key] for lane in self._lanes.values())
         taken: list[_Waiting] = []
-        for lane in self._lanes.values():
-            left: deque[_Waiting] = deque()
-            while lane:
-                waiting = lane.popleft()
-                if waiting.key == key and len(taken) < limit:
-                    # A caller that gave up (a canceled job) has canceled its future: drop the work with it.
-                    if waiting.future.set_running_or_notify_cancel():
-                        taken.append(waiting)
-                else:
-                    left.append(waiting)
-            lane.extend(left)
-        return taken  # empty if all of them were canceled
+        gone: set[int] = set()
+        for waiting in heapq.merge(*lanes, key=lambda waiting: waiting.urgent_at):
+            if len(taken) == limit:
+                break
+            gone.add(id(waiting))
+            # A caller that gave up (a canceled job) has canceled its future: drop the work with it.
+            if waiting.future.set_running_or_notify_cancel():
+                taken.append(waiting)
+        for priority, lane in self._lanes.items():
+            self._lanes[priority] = deque(waiting for waiting in lane if id(waiting) not in gone)
+        return taken
+
+    def _most_urgent(self) -> _Waiting | None:
+        return min((lane[0] for lane in self._lanes.values() if lane), key=lambda head: head.urgent_at, default=None)
 
     def _look_ahead(self) -> _Ahead | None:
         if self._overlapping is None or self._collator is None:
@@ -193,7 +204,7 @@ class Batcher:
         batch: list[_Waiting] = []
         with self._changed:
             while not batch and not self._closed and not ahead.over:
-                first = next((lane[0] for lane in self._lanes.values() if lane), None)
+                first = self._most_urgent()
                 if first is not None and self._ready(first.key) >= self._limits[first.operation]:
                     batch = self._take(first.key, self._limits[first.operation])
                 else:

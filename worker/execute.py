@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection
 
-from revln.db.chunks import ChunkResult, Claim, claim_chunk, finish_chunk, outlook
+from revln.db.chunks import ChunkResult, Claim, claim_chunk, finish_chunk
 from revln.db.results import vectors_from_bytes, vectors_to_bytes
+from revln.db.turns import Turn
 from revln.errors import JobError, LeaseLost
 from revln.jobs.kinds import KINDS
 from worker.context import Again, Context, Done, Outcome
@@ -20,40 +21,45 @@ from worker.endings import end_with, persist
 from worker.handlers import HANDLERS
 from worker.leases import Lease
 from worker.runtime import Runtime
+from worker.turns import runs_long
 
 __all__ = ["execute"]
 
 log = logging.getLogger(__name__)
 
+_TRIES = 5  # to claim what is due before somebody else does
 _MOST_RUNS = 1_000
 
 
 def execute(runtime: Runtime, job_id: str, number: int) -> None:
-    """Run a chunk, if it is there to be run. Never raises for what the chunk does: that is written to its row.
+    """Run the chunk whose turn it is in the queue of this one. Never raises for what a chunk does: that is in its row.
 
     Raises:
         Unavailable: the database does not answer; the sweeper will find the chunk again.
     """
-    with runtime.db.read() as connection:
-        crashes, kind, parameters = outlook(connection, job_id, number) or (0, "", {})
-    # Before the claim: a lease must not run out in line.
-    with _place(runtime, crashes, kind, parameters):
-        claim = claim_chunk(runtime.db, job_id, number, runtime.worker_id, runtime.settings.lease_s)
-        if claim is None:
-            log.info("chunk %s.%d is not there to be run", job_id, number)
+    for _ in range(_TRIES):
+        if _execute(runtime, (job_id, number)):
             return
-        if claim.job.chunks_running == 1:
-            _call_out(runtime, claim)
-        started = time.monotonic()
-        timeout_s = KINDS[claim.job.kind].chunk_timeout_s(claim.job.input)
-        with runtime.leases.hold(claim, timeout_s) as lease, runtime.watchdog.chunk(f"chunk {job_id}.{number}", lease):
-            try:
-                ended = _run(runtime, lease)
-            except LeaseLost as err:
-                log.warning("chunk %s.%d: %s", job_id, number, err)
-                return
-        log.info("chunk %s.%d %s in %.2f s", job_id, number, ended, time.monotonic() - started)
-    _call_out(runtime, claim, ended=True)
+
+
+def _execute(runtime: Runtime, rung_by: tuple[str, int]) -> bool:
+    """Whether that was it: False if another worker was quicker to claim what was due."""
+    with runtime.turns.next(rung_by) as turn:
+        if turn is None:
+            log.info("nothing waits in the queue of chunk %s.%d", *rung_by)
+            return True
+        # Before the claim: a lease must not run out in line.
+        with _place(runtime, turn):
+            other = rung_by if rung_by != turn.address else None
+            claim = claim_chunk(runtime.db, *turn.address, runtime.worker_id, runtime.settings.lease_s, rung_by=other)
+            runtime.turns.claimed(turn)
+            if claim is None:
+                return False
+            if claim.job.chunks_running == 1:
+                _call_out(runtime, claim)
+            if _run_claimed(runtime, claim):
+                _call_out(runtime, claim, ended=True)
+            return True
 
 
 def _call_out(runtime: Runtime, claim: Claim, *, ended: bool = False) -> None:
@@ -65,12 +71,27 @@ def _call_out(runtime: Runtime, claim: Claim, *, ended: bool = False) -> None:
         runtime.webhooks.nudge()
 
 
-def _place(runtime: Runtime, crashes: int, kind: str, parameters: dict[str, Any]) -> AbstractContextManager[None]:
+def _run_claimed(runtime: Runtime, claim: Claim) -> bool:
+    """Whether it stayed ours to the end."""
+    started = time.monotonic()
+    timeout_s = KINDS[claim.job.kind].chunk_timeout_s(claim.job.input)
+    name = "chunk {}.{}".format(*claim.key)
+    with runtime.leases.hold(claim, timeout_s) as lease, runtime.watchdog.chunk(name, lease):
+        try:
+            ended = _run(runtime, lease)
+        except LeaseLost as err:
+            log.warning("chunk %s.%d: %s", *claim.key, err)
+            return False
+    log.info("chunk %s.%d %s in %.2f s", *claim.key, ended, time.monotonic() - started)
+    return True
+
+
+def _place(runtime: Runtime, turn: Turn) -> AbstractContextManager[None]:
     """Beside other chunks; or alone, if it may be what killed a worker."""
-    if kind and KINDS[kind].runs_long(parameters):
+    if runs_long(turn):
         # A suspect must not wait for hours to be alone. A build cannot kill a worker: it has a process of its own.
         return nullcontext()
-    return runtime.isolation.alone() if crashes else runtime.isolation.shared()
+    return runtime.isolation.alone() if turn.crash_count else runtime.isolation.shared()
 
 
 def _run(runtime: Runtime, lease: Lease) -> str:

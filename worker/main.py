@@ -19,6 +19,7 @@ from revln.telemetry import configure_logging
 from worker.canary import ECHO_TASK, echo_queue
 from worker.consumer import StoppingWorker
 from worker.execute import execute
+from worker.janitor import Janitor
 from worker.leaving import leave_deaf, leave_hung, leave_in_time
 from worker.runtime import Runtime
 from worker.sweeper import Sweeper
@@ -36,7 +37,7 @@ def run(settings: Settings) -> int:
     warnings.filterwarnings("ignore", category=SecurityWarning)
     queues = choose_queues(settings.queues)
     runtime = Runtime(settings, queues)
-    sweeper = Sweeper(runtime)
+    background = (Sweeper(runtime), Janitor(runtime))
     app = make_celery(settings)
     app.conf.task_queues.append(echo_queue(runtime.worker_id))
     _register(app, runtime)
@@ -63,9 +64,11 @@ def run(settings: Settings) -> int:
     runtime.start()
     runtime.watchdog.start(lambda works: leave_hung(runtime, works))
     runtime.canary.start(lambda: leave_deaf(runtime))
-    sweeper.start()
+    for part in background:
+        part.start()
     worker.start()
-    sweeper.stop()
+    for part in background:
+        part.stop()
     runtime.stop()
     return int(worker.exitcode or 0)
 

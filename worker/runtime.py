@@ -35,6 +35,7 @@ from worker.leases import LeaseKeeper
 from worker.loading import Loader
 from worker.model_orders import ModelOrders
 from worker.models import LoadedModels
+from worker.turns import Turns
 from worker.watchdog import Watchdog
 from worker.webhooks import WebhookSender
 
@@ -79,6 +80,7 @@ class Runtime:
         self.prepare_pools = {lane: ThreadPoolExecutor(threads, f"prepare-{lane}") for lane in Priority}
         self.fetch_pool = ThreadPoolExecutor(_FETCH_THREADS, "fetch")
         self.isolation = Isolation()
+        self.turns = Turns(self.db, settings.concurrency)
         self.webhooks = WebhookSender(settings, self.db)
         self.leases = LeaseKeeper(settings, self.db, self._beat)
         self.model_orders = ModelOrders(self.db, self.models, self._beat)

@@ -8,26 +8,21 @@ import time
 from collections.abc import Callable
 from threading import Event, Thread
 
-from revln.db import deliveries, retention, sweep
-from revln.db.collections import collection_ids
+from revln.db import sweep, turns
 from revln.errors import RevlnError, Unavailable
 from worker.auto_build import ask_for_builds
-from worker.retention import in_steps
 from worker.runtime import Runtime
-from worker.snapshot_files import collect_files
 
 __all__ = ["Sweeper"]
 
 log = logging.getLogger(__name__)
 
 _HEARTBEATS = 2  # that the living are given to renew their leases when the database is back
-_HOUSEKEEPING_S = 60.0
 _BUILDS_S = 5.0
-_COLLECT_S = 3_600.0  # a walk over all snapshots' files
 
 
 class Sweeper:
-    """Recovers lost chunks, publishes waiting ones, ends late jobs, deletes old ones."""
+    """Recovers lost chunks, publishes waiting ones, ends late jobs, asks for builds."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -36,8 +31,6 @@ class Sweeper:
         self._recover_at = 0.0
         self._spare_the_living()
         self._builds_at = time.monotonic()
-        self._housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
-        self._collect_at = time.monotonic() + _COLLECT_S * random.random()  # noqa: S311 - jitter
 
     def start(self) -> None:
         self._thread.start()
@@ -55,12 +48,6 @@ class Sweeper:
             if time.monotonic() >= self._builds_at:
                 self._builds_at = time.monotonic() + _BUILDS_S
                 self._step("build", self._build)
-            if time.monotonic() >= self._housekeeping_at:
-                self._housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
-                self._step("clean", self._clean)
-            if time.monotonic() >= self._collect_at:
-                self._collect_at = time.monotonic() + _COLLECT_S
-                self._step("collect", self._collect)
 
     def _step(self, name: str, work: Callable[[], None]) -> None:
         try:
@@ -91,22 +78,8 @@ class Sweeper:
             runtime.dispatcher.announce(job_id)
 
     def _publish(self) -> None:
-        for queue in sweep.waiting_queues(self._runtime.db):
+        for queue in turns.waiting_queues(self._runtime.db):
             self._runtime.dispatcher.dispatch(queue)
 
     def _build(self) -> None:
         ask_for_builds(self._runtime.db, self._runtime.settings)
-
-    def _collect(self) -> None:
-        collect_files(self._runtime.db, self._runtime.blobs)
-
-    def _clean(self) -> None:
-        db = self._runtime.db
-        in_steps(lambda _: retention.retire_expired(db), self._stop)
-        in_steps(lambda most: retention.purge(db, most), self._stop)
-        sweep.delete_lost_workers(db)
-        in_steps(lambda most: deliveries.give_up(db, most), self._stop)
-        kept_s = self._runtime.settings.webhook_retention_s
-        in_steps(lambda most: deliveries.delete_old(db, kept_s, most), self._stop)
-        with db.read() as connection:
-            self._runtime.indexes.forget(collection_ids(connection))

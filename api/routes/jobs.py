@@ -19,6 +19,7 @@ from api.access import OwnJob, Who
 from api.answers import RESULTS, JobAnswer, JobDoneAnswer, JobPage
 from api.paging import decode_cursor, encode_cursor
 from api.problems import invalid
+from api.quotas import quotas_of
 from api.requests import JobRequest, SubmitBody
 from api.state import ApiState, State
 from api.submission import submit
@@ -273,7 +274,8 @@ def cancel_job(own: OwnJob, state: State, caller: Who) -> Response:
     responses={202: {"model": JobAnswer}},
 )
 def retry_job(own: OwnJob, state: State, caller: Who) -> Response:
-    job = job_changes.retry_job(state.db, own.id, KINDS[own.kind].max_attempts, caller)
+    quotas = quotas_of(state.settings, caller)
+    job = job_changes.retry_job(state.db, own.id, KINDS[own.kind].max_attempts, caller, quotas)
     state.publisher.publish(queue_name(job.kind, job.priority))
     state.publisher.announce(job.id)
     return _answer(state, job, None, 202)

@@ -20,7 +20,7 @@ __all__ = [
 
 Row = tuple[Any, ...]
 
-_TYPES = {"BIGINT": "int8", "VARCHAR": "varchar", "TEXT": "text", "BYTEA": "bytea", "JSONB": "jsonb",
+_TYPES = {"BIGINT": "int8", "INTEGER": "int4", "VARCHAR": "varchar", "TEXT": "text", "BYTEA": "bytea", "JSONB": "jsonb",
           "DOUBLE PRECISION": "float8"}  # fmt: skip
 
 

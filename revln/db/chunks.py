@@ -31,7 +31,6 @@ __all__ = [
     "heartbeat",
     "hold_chunk",
     "lock_for",
-    "outlook",
     "release_chunk",
 ]
 
@@ -84,18 +83,13 @@ def _held(claim: Claim) -> Any:
     return and_(_is(claim.job.id, claim.number), columns.attempt == claim.attempt, columns.state == ChunkState.RUNNING)
 
 
-def outlook(connection: Connection, job_id: str, number: int) -> tuple[int, str, dict[str, Any]] | None:
-    """Of a chunk that may be claimed: how many workers died while they ran it, its job's kind and input."""
-    row = connection.execute(
-        select(tables.chunks.c.crash_count, tables.jobs.c.kind, tables.jobs.c.input)
-        .join(tables.jobs, tables.jobs.c.id == tables.chunks.c.job_id)
-        .where(_is(job_id, number))
-    ).one_or_none()
-    return None if row is None else (row.crash_count, row.kind, row.input)
-
-
-def claim_chunk(db: Database, job_id: str, number: int, worker: str, lease_s: float) -> Claim | None:
+def claim_chunk(
+    db: Database, job_id: str, number: int, worker: str, lease_s: float, *, rung_by: tuple[str, int] | None = None
+) -> Claim | None:
     """Take a queued chunk, or None if it is not there to be taken.
+
+    ``rung_by`` names the chunk whose message led here, if it is another one (`revln.db.turns`). One whose own message
+    has yet to be sent uses that message up: the other one's has to be sent again.
 
     A message may come twice, or late: only one claim wins, and a chunk whose worker is dead is first set back by the
     sweeper, which is the one place that counts crashes.
@@ -121,12 +115,16 @@ def claim_chunk(db: Database, job_id: str, number: int, worker: str, lease_s: fl
                 worker=worker,
                 started_at=db_now(),
             )
-            .returning(*(columns[name] for name in _CLAIMED), columns.started_at)
+            .returning(*(columns[name] for name in _CLAIMED), columns.started_at, columns.published_at)
         ).one_or_none()
         if row is None:
             return None
         values = dict(row._mapping)
         now = values.pop("started_at")
+        if values.pop("published_at") is None and rung_by is not None:
+            connection.execute(
+                update(tables.chunks).where(_is(*rung_by), columns.state == ChunkState.QUEUED).values(published_at=None)
+            )
         earlier = connection.execute(
             select(tables.results.c["items"], tables.results.c.vectors).where(
                 tables.results.c.job_id == job_id, tables.results.c.number == number

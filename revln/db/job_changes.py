@@ -14,6 +14,8 @@ from revln.db.engine import Database, db_now
 from revln.db.jobs import Job, get_job, lock_job
 from revln.db.result_rows import begin_report_again
 from revln.db.retention import retire
+from revln.db.turns import last_turn, queue_of, renumber
+from revln.db.usage import NO_QUOTAS, Quotas, Usage, check_quotas, check_total, lock_tenant, move_usage, usage_of
 from revln.db.webhooks import forget, tell
 from revln.errors import Conflict
 from revln.jobs.state import ChunkState, JobStatus, derive_status
@@ -55,6 +57,7 @@ def settle_job(connection: Connection, job: Job, changes: dict[str, Any]) -> Job
                 "retryable": False,
             }
     connection.execute(update(tables.jobs).where(tables.jobs.c.id == job.id).values(**values))
+    move_usage(connection, job.tenant, job.key_id, usage_of(replace(counted, status=status)) - usage_of(job))
     settled = get_job(connection, job.id)
     event: str
     if status is not job.status:
@@ -101,13 +104,14 @@ def cancel_job(db: Database, job_id: str, by: Caller) -> Job:
         return settle_job(connection, job, changes)
 
 
-def retry_job(db: Database, job_id: str, attempts: int, by: Caller) -> Job:
+def retry_job(db: Database, job_id: str, attempts: int, by: Caller, quotas: Quotas = NO_QUOTAS) -> Job:
     """Queue again what failed, was canceled or expired; items that were done stay done.
 
-    Raises Conflict if the job is still open or nothing of it failed.
+    Raises Conflict if the job is still open or nothing of it failed, TooBusy if the quotas have no room for it.
     """
     with db.write() as connection:
         job = lock_job(connection, job_id, by.tenant)
+        lock_tenant(connection, job.tenant)
         if not job.status.done:
             raise Conflict(f"Job {job_id} is {job.status}; only a job that has ended can be retried.")
         columns = tables.chunks.c
@@ -123,6 +127,9 @@ def retry_job(db: Database, job_id: str, attempts: int, by: Caller) -> Job:
         record(connection, by, "job.retry", job_id)
         reset = begin_report_again(connection, job)
         job = replace(job, **reset)
+        queue = queue_of(connection, job_id, 0)
+        assert queue is not None
+        turn = last_turn(connection, job.tenant, queue)
         connection.execute(
             update(tables.chunks)
             .where(again)
@@ -139,6 +146,8 @@ def retry_job(db: Database, job_id: str, attempts: int, by: Caller) -> Job:
                 finished_at=None,
             )
         )
+        # New turns: with their old ones, a job of a million items would now go before everybody else's.
+        renumber(connection, job_id, turn)
         changes: dict[str, Any] = {
             **reset,
             **{f"chunks_{state}": getattr(job, f"chunks_{state}") - count for state, count, _ in rows},
@@ -146,6 +155,9 @@ def retry_job(db: Database, job_id: str, attempts: int, by: Caller) -> Job:
         changes["chunks_queued"] = job.chunks_queued + sum(count for _, count, _ in rows)
         changes["failed"] = job.failed - sum(int(failed or 0) for _, _, failed in rows)
         changes.update(error=None, finished_at=None, expires_at=None, cancel_requested_at=None, deadline_at=None)
+        more = Usage(job.total - job.succeeded - changes["failed"], job.size_bytes)
+        check_quotas(connection, job.tenant, job.key_id, more, quotas)
+        check_total(connection, more, quotas)
         return settle_job(connection, job, changes)
 
 

@@ -15,15 +15,15 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, or_,
 from revln.db import tables
 from revln.db.engine import db_now
 from revln.errors import NotFound
-from revln.jobs.state import JobStatus, Tally
+from revln.jobs.state import ChunkState, JobStatus, Tally
 
 __all__ = [
     "JOB_COLUMNS",
+    "OPEN",
     "Job",
     "JobFilter",
     "cancel_requested",
     "count_by_status",
-    "count_open_items",
     "drain_rate",
     "events_after",
     "get_job",
@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 _DRAIN_WINDOW_S = 60.0
+
+OPEN = tables.jobs.c.status.in_([JobStatus.QUEUED, JobStatus.RUNNING])
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Job:
     deadline_at: float | None
     retention_s: float
     expires_at: float | None
+    size_bytes: int
 
     @property
     def tally(self) -> Tally:
@@ -159,15 +162,6 @@ def queue_position(connection: Connection, job: Job) -> int | None:
     return connection.scalar(ahead)
 
 
-def count_open_items(connection: Connection) -> int:
-    """Items accepted and not yet done, over all jobs."""
-    columns = tables.jobs.c
-    query = select(func.coalesce(func.sum(columns.total - columns.succeeded - columns.failed), 0)).where(
-        columns.status.in_([JobStatus.QUEUED, JobStatus.RUNNING])
-    )
-    return int(connection.scalar(query) or 0)
-
-
 def count_by_status(connection: Connection) -> list[tuple[str, str, int, int]]:
     """(kind, status, jobs, items not yet done) for each kind and status there is."""
     columns = tables.jobs.c
@@ -192,13 +186,15 @@ def cancel_requested(connection: Connection, job_ids: Collection[str]) -> set[st
     return set(job_ids) - {row.id for row in rows if row.cancel_requested_at is None}
 
 
-def drain_rate(connection: Connection) -> float:
-    """Items finished per second over the last minute."""
+def drain_rate(connection: Connection, tenant: str | None = None) -> float:
+    """Items finished per second over the last minute, a tenant's or all."""
     columns = tables.chunks.c
-    done = connection.scalar(
-        select(func.coalesce(func.sum(columns.n_items), 0)).where(columns.finished_at > db_now() - _DRAIN_WINDOW_S)
+    query = select(func.coalesce(func.sum(columns.n_items), 0)).where(
+        columns.finished_at > db_now() - _DRAIN_WINDOW_S, columns.state.in_([ChunkState.SUCCEEDED, ChunkState.DEAD])
     )
-    return float(done or 0) / _DRAIN_WINDOW_S
+    if tenant is not None:
+        query = query.where(columns.tenant == tenant)
+    return float(connection.scalar(query) or 0) / _DRAIN_WINDOW_S
 
 
 def events_after(connection: Connection, job_id: str, after: int, limit: int = 500) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Table, delete, select, tuple_, update
 from revln.db import tables
 from revln.db.engine import Database, db_now
 
-__all__ = ["purge", "retire", "retire_expired"]
+__all__ = ["expire_audit", "expire_embeddings", "purge", "retire", "retire_expired"]
 
 _JOBS = 100  # retired, or purged together
 # What hangs on a job, by the key that tells rows apart. A chunk's result goes with it.
@@ -61,3 +61,19 @@ def _remove(connection: Connection, table: Table, key: tuple[str, ...], ids: lis
     columns = [table.c[name] for name in key]
     some = select(*columns).where(table.c.job_id.in_(ids)).limit(most)
     return connection.execute(delete(table).where(tuple_(*columns).in_(some))).rowcount
+
+
+def expire_embeddings(db: Database, kept_s: float, most: int) -> int:
+    """Forget up to ``most`` of the vectors that were computed so long ago; how many. They can be computed again."""
+    return _expire(db, tables.embeddings, ("fingerprint", "content_key"), kept_s, most)
+
+
+def expire_audit(db: Database, kept_s: float, most: int) -> int:
+    return _expire(db, tables.audit, ("id",), kept_s, most)
+
+
+def _expire(db: Database, table: Table, key: tuple[str, ...], kept_s: float, most: int) -> int:
+    columns = [table.c[name] for name in key]
+    old = select(*columns).where(table.c.created_at < db_now() - kept_s).order_by(table.c.created_at).limit(most)
+    with db.write() as connection:
+        return connection.execute(delete(table).where(tuple_(*columns).in_(old))).rowcount

@@ -11,17 +11,23 @@ from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from revln.access import Caller
-from revln.db import tables
+from revln.db import bulk, tables
 from revln.db.audit import record
 from revln.db.engine import Database, db_now
 from revln.db.job_changes import add_event
 from revln.db.jobs import JOB_COLUMNS, Job, get_job, job_from_row
+from revln.db.turns import last_turn
+from revln.db.usage import NO_QUOTAS, Quotas, Usage, charge, check_quotas, check_total, lock_tenant
 from revln.errors import IdempotencyMismatch
 from revln.jobs.state import ChunkState, JobStatus
 
 __all__ = ["NewChunk", "NewJob", "find_by_key", "submit_job"]
 
 _INSERT_BATCH = 1_000
+_CHUNK_COLUMNS = (
+    "job_id", "number", "state", "queue", "tenant", "turn", "max_attempts", "run_at",
+    "first_index", "n_items", "items", "source_offset", "source_length",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,10 @@ class NewChunk:
     items: list[Any] | None = None
     source_offset: int | None = None
     source_length: int | None = None
+
+    @property
+    def source_end(self) -> int:
+        return (self.source_offset or 0) + (self.source_length or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,8 @@ class NewJob:
     idempotency_key: str | None = None
     request_sha256: str | None = None
     webhook: dict[str, Any] | None = None  # revln.db.webhooks says what is in it
+    size_bytes: int = 0
+    quotas: Quotas = NO_QUOTAS
 
 
 def submit_job(db: Database, new: NewJob) -> tuple[Job, bool]:
@@ -65,6 +77,7 @@ def submit_job(db: Database, new: NewJob) -> tuple[Job, bool]:
 
     Raises:
         IdempotencyMismatch: the key was used with another body.
+        TooBusy: the quotas have no room for it.
     """
     try:
         with db.write() as connection:
@@ -102,13 +115,18 @@ def find_by_key(connection: Connection, tenant: str, key: str | None, request_sh
 
 
 def _insert(connection: Connection, new: NewJob) -> Job:
-    now = connection.scalar(select(db_now()))
+    tenant, key_id = new.by.tenant, new.by.key_id
+    more = Usage(new.total, new.size_bytes)
+    lock_tenant(connection, tenant)
+    check_quotas(connection, tenant, key_id, more, new.quotas)
+    turn = last_turn(connection, tenant, new.queue)
+    now = connection.scalar(select(db_now()))  # the lock may have been waited for
     assert now is not None
     connection.execute(
         insert(tables.jobs).values(
             id=new.id,
-            tenant=new.by.tenant,
-            key_id=new.by.key_id,
+            tenant=tenant,
+            key_id=key_id,
             kind=new.kind,
             status=JobStatus.QUEUED,
             priority=new.priority,
@@ -125,33 +143,27 @@ def _insert(connection: Connection, new: NewJob) -> Job:
             created_at=now,
             deadline_at=now + new.deadline_s if new.deadline_s is not None else None,
             retention_s=new.retention_s,
+            size_bytes=new.size_bytes,
         )
     )
     count = 0
     for batch in _batches(enumerate(new.chunks), _INSERT_BATCH):
-        connection.execute(
-            insert(tables.chunks),
-            [
-                {
-                    "job_id": new.id,
-                    "number": number,
-                    "state": ChunkState.QUEUED,
-                    "queue": new.queue,
-                    "max_attempts": new.max_attempts,
-                    "run_at": now,
-                    "first_index": chunk.first_index,
-                    "n_items": chunk.n_items,
-                    "items": chunk.items,
-                    "source_offset": chunk.source_offset,
-                    "source_length": chunk.source_length,
-                }
-                for number, chunk in batch
-            ],
-        )
-        count += len(batch)
+        rows = []
+        for number, chunk in batch:
+            turn += max(chunk.n_items, 1)
+            rows.append(
+                (
+                    new.id, number, ChunkState.QUEUED, new.queue, tenant, turn, new.max_attempts, now,
+                    chunk.first_index, chunk.n_items, chunk.items, chunk.source_offset, chunk.source_length,
+                )
+            )  # fmt: skip
+        bulk.insert(connection, tables.chunks, _CHUNK_COLUMNS, rows)
+        count += len(rows)
     connection.execute(update(tables.jobs).where(tables.jobs.c.id == new.id).values(chunks_queued=count))
     add_event(connection, new.id, "job.queued", {"total": new.total})
     record(connection, new.by, "job.submit", f"{new.id} ({new.kind})")
+    check_total(connection, more, new.quotas)
+    charge(connection, tenant, key_id, more)
     return get_job(connection, new.id)
 
 

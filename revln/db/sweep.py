@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import delete, select
 
 from revln.db import tables
 from revln.db.crashes import charge_locked
@@ -15,26 +13,13 @@ from revln.errors import DeadlineExceeded, NotFound, WorkerLost
 from revln.jobs.state import ChunkState, JobStatus
 
 __all__ = [
-    "ChunkAddress",
     "delete_lost_workers",
     "expire_deadlines",
     "recover_lost_chunks",
-    "take_unpublished",
-    "waiting_queues",
 ]
 
 _STEP = 100  # rows a step; small transactions leave room for the others
 _LOST_WORKER_S = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkAddress:
-    """What a message carries, and nothing else."""
-
-    job_id: str
-    number: int
-    kind: str
-    queue: str
 
 
 def recover_lost_chunks(db: Database, max_crashes: int) -> list[str]:
@@ -102,42 +87,6 @@ def expire_deadlines(db: Database) -> list[str]:
             )
             changed.append(job_id)
     return changed
-
-
-def waiting_queues(db: Database) -> list[str]:
-    """The queues that have chunks to run now."""
-    columns = tables.chunks.c
-    query = select(columns.queue).where(columns.state == ChunkState.QUEUED, columns.run_at <= db_now()).distinct()
-    with db.read() as connection:
-        return list(connection.scalars(query))
-
-
-def take_unpublished(db: Database, queue: str, limit: int, republish_s: float, *, again: bool) -> list[ChunkAddress]:
-    """Mark up to ``limit`` queued chunks as published, oldest first, and return them to be published.
-
-    With ``again``, also those that were published over ``republish_s`` ago and that nobody claimed: only sensible while
-    the queue is empty, else the message is still on its way.
-    """
-    columns = tables.chunks.c
-    never = columns.published_at.is_(None)
-    waiting = or_(never, columns.published_at < db_now() - republish_s) if again else never
-    with db.write() as connection:
-        chosen = (
-            select(columns.job_id, columns.number, tables.jobs.c.kind)
-            .join(tables.jobs, tables.jobs.c.id == columns.job_id)
-            .where(columns.state == ChunkState.QUEUED, columns.queue == queue, columns.run_at <= db_now(), waiting)
-            .order_by(columns.run_at, columns.job_id, columns.number)
-            .limit(limit)
-            .with_for_update(skip_locked=True, of=tables.chunks)
-        )
-        rows = connection.execute(chosen).all()
-        for row in rows:
-            connection.execute(
-                update(tables.chunks)
-                .where(columns.job_id == row.job_id, columns.number == row.number)
-                .values(published_at=db_now())
-            )
-    return [ChunkAddress(row.job_id, row.number, row.kind, queue) for row in rows]
 
 
 def delete_lost_workers(db: Database) -> None:

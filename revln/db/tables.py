@@ -6,6 +6,8 @@ million rows; whoever changes a chunk changes them in the same transaction (`rev
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -46,6 +48,7 @@ __all__ = [
     "snapshots",
     "tenants",
     "uploads",
+    "usage",
     "vectors",
     "webhook_secrets",
     "workers",
@@ -109,6 +112,7 @@ jobs = Table(
     Column("deadline_at", Double),
     Column("retention_s", Double, nullable=False),
     Column("expires_at", Double),
+    _count("size_bytes"),  # of what came with it, for the quota of bytes
     Column("deleted_at", Double),  # nobody sees it any more; its rows go step by step (`revln.db.retention`)
     Index("uq_jobs_tenant_idempotency_key", "tenant", "idempotency_key", unique=True),
     Index("ix_jobs_tenant_created_at_id", "tenant", "created_at", "id"),
@@ -117,6 +121,8 @@ jobs = Table(
     Index("ix_jobs_deleted_at", "deleted_at"),
 )
 
+_QUEUED: dict[str, Any] = {f"{dialect}_where": text("state = 'queued'") for dialect in ("sqlite", "postgresql")}
+
 chunks = Table(
     "chunks",
     metadata,
@@ -124,6 +130,8 @@ chunks = Table(
     Column("number", Integer, primary_key=True),
     Column("state", String(16), nullable=False),
     Column("queue", String(64), nullable=False),
+    _tenant(),
+    _count("turn"),  # in its queue: `revln.db.turns`
     Column("attempt", Integer, nullable=False, server_default=text("0")),  # the fencing token
     Column("max_attempts", Integer, nullable=False),
     Column("crash_count", Integer, nullable=False, server_default=text("0")),
@@ -141,7 +149,9 @@ chunks = Table(
     Column("error", _Json),
     Column("started_at", Double),
     Column("finished_at", Double),
-    Index("ix_chunks_state_queue_run_at", "state", "queue", "run_at"),
+    # Of what is queued alone: small however much has been done, and in the order in which it is done.
+    Index("ix_chunks_queue_turn", "queue", "turn", "job_id", "number", **_QUEUED),
+    Index("ix_chunks_queue_tenant_turn", "queue", "tenant", "turn", **_QUEUED),
     Index("ix_chunks_state_lease_until", "state", "lease_until"),
     Index("ix_chunks_finished_at", "finished_at"),
 )
@@ -233,6 +243,7 @@ embeddings = Table(
     Column("content_key", String(80), primary_key=True),
     Column("vector", LargeBinary, nullable=False),
     Column("created_at", Double, nullable=False),
+    Index("ix_embeddings_created_at", "created_at"),
 )
 
 collections = Table(
@@ -317,6 +328,16 @@ uploads = Table(
     Column("last_used_at", Double, nullable=False),  # to the hour: revln/db/uploads.py
     Index("ix_uploads_kind_sha256", "kind", "sha256"),
     Index("ix_uploads_last_used_at", "last_used_at"),
+)
+
+# What waits of each key, kept up to date with the jobs that it repeats: revln/db/usage.py.
+usage = Table(
+    "usage",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("key_id", String(36), primary_key=True),  # "": without a key
+    _count("queued_items"),
+    _count("queued_bytes"),
 )
 
 tenants = Table(

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from revln.access import DEFAULT_TENANT, OWNER
-from revln.db import job_changes, sweep, tables
+from revln.db import job_changes, sweep, tables, turns
 from revln.db import jobs as db_jobs
 from revln.db.chunks import Claim, bury_chunk, claim_chunk, end_chunk, finish_chunk, heartbeat, release_chunk
 from revln.db.engine import Database
@@ -185,7 +185,7 @@ def test_a_released_chunk_is_not_claimed_before_its_time(db: Database) -> None:
     job = make_job(db, n_items=1)
     release_chunk(db, take(db, job), {"code": "x"}, 60, counted=True)
     assert claim_chunk(db, job.id, 0, "w", 30) is None
-    assert sweep.take_unpublished(db, "embed.normal", 10, 5, again=True) == []
+    assert turns.take_unpublished(db, "embed.normal", 10, 5, again=True) == []
 
 
 def test_a_passed_deadline_expires_what_is_queued(db: Database) -> None:
@@ -222,12 +222,12 @@ def test_listing_pages_through_every_job_once_newest_first(db: Database) -> None
 
 def test_publishing_takes_each_chunk_once_until_it_is_asked_for_again(db: Database) -> None:
     job = make_job(db, n_items=3)
-    first = sweep.take_unpublished(db, "embed.normal", 2, 5.0, again=False)
-    rest = sweep.take_unpublished(db, "embed.normal", 9, 5.0, again=False)
+    first = turns.take_unpublished(db, "embed.normal", 2, 5.0, again=False)
+    rest = turns.take_unpublished(db, "embed.normal", 9, 5.0, again=False)
     assert [one.number for one in first + rest] == [0, 1, 2]
-    assert sweep.take_unpublished(db, "embed.normal", 9, 5.0, again=True) == [], "published a moment ago"
-    assert len(sweep.take_unpublished(db, "embed.normal", 9, -1.0, again=True)) == 3
-    assert sweep.waiting_queues(db) == ["embed.normal"]
+    assert turns.take_unpublished(db, "embed.normal", 9, 5.0, again=True) == [], "published a moment ago"
+    assert len(turns.take_unpublished(db, "embed.normal", 9, -1.0, again=True)) == 3
+    assert turns.waiting_queues(db) == ["embed.normal"]
     assert {one.job_id for one in first} == {job.id}
 
 

@@ -78,6 +78,22 @@ def test_interactive_items_go_before_bulk_and_bulk_fills_their_batch_up() -> Non
     assert model.batches[1] == [100, 101, 1, 2]
 
 
+def test_bulk_that_has_waited_long_goes_before_interactive_and_is_not_crowded_out_of_the_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.batcher._PATIENCE_S", {**dict.fromkeys(Priority, 0.0), Priority.BULK: 1e-9})
+    model = OrderedModel(limit=2)
+    with batcher_of(model) as batcher:
+        block(model, batcher)
+        old = submit(batcher, [1], Priority.BULK)
+        submit(batcher, [100, 101, 102], Priority.INTERACTIVE)
+        young = submit(batcher, [2], Priority.BULK)
+        model.gate.set()
+        for future in (*old, *young):
+            future.result(10)
+    assert model.batches[1:] == [[1, 100], [101, 102], [2]]
+
+
 def test_items_that_must_not_share_a_forward_pass_do_not() -> None:
     model = OrderedModel(limit=8)
     with batcher_of(model) as batcher:
