@@ -63,8 +63,10 @@ class Stack:
             }
         )
         self.url = f"http://127.0.0.1:{self.settings.api_port}"
-        self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
-        self.client = RevlnClient(self.url)
+        key = self.settings.api_key.get_secret_value()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False, headers=headers)
+        self.client = RevlnClient(self.url, key or None)
         self.redis = redis.Redis.from_url(redis_url(self.settings), decode_responses=True)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -79,6 +81,10 @@ class Stack:
 
     def start_worker(self, name: str = "worker", env: Mapping[str, str] | None = None) -> None:
         self._spawn(name, self._revln("worker"), env)
+
+    def start(self, name: str) -> None:
+        """Start a part that is not among the three, as `revln NAME` does."""
+        self._spawn(name, self._revln(name))
 
     def wait_ready(self) -> None:
         wait_until(lambda: self.http.get("/readyz").status_code == 200, 1.5 * DEADLINE_S, "a worker")

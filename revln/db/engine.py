@@ -63,6 +63,7 @@ class Database:
             "pool_size": POOL_SIZE,
             "max_overflow": POOL_OVERFLOW,
             "pool_timeout": BUSY_TIMEOUT_S,
+            "hide_parameters": True,  # an error's message goes into the log; what users sent does not
         }
         if self.is_sqlite:
             options["connect_args"] = {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
