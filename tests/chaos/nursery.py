@@ -88,7 +88,7 @@ def _write(db: Database, blobs: BlobStore, seed: str, count: str, file: str) -> 
 
 def _fill(db: Database, blobs: BlobStore, size: str) -> None:
     with db.read() as connection:
-        collection = get_collection(connection, "c")
+        collection = get_collection(connection, DEFAULT_TENANT, "c")
     begun = begin_build(db, collection.id, OWNER, 30.0)
     assert begun is not None
     make_small(Path(blobs.url), int(size))
@@ -103,7 +103,7 @@ def _fill(db: Database, blobs: BlobStore, size: str) -> None:
 def _damage(db: Database, blobs: BlobStore, seed: str, flips: str, cuts: str, file: str) -> None:
     """Damage the current snapshot's file so often, load it each time, and say what that came to."""
     with db.read() as connection:
-        collection = get_collection(connection, "c")
+        collection = get_collection(connection, DEFAULT_TENANT, "c")
         current = current_snapshot(connection, collection.id)
     assert current is not None
     path = Path(blobs.url) / PREFIX / current.sha256[:2] / current.sha256[2:4] / current.sha256
