@@ -224,10 +224,13 @@ def test_a_job_is_accepted_while_redis_is_frozen_and_done_when_it_is_back(stack:
 
 
 def test_too_much_waiting_work_is_429_with_a_time_to_come_again(stack: Stack) -> None:
-    with another_api(stack, max_queued_items=1) as http:
-        answer = http.post("/v1/jobs", json={"kind": "embed", "input": {"items": [{"text": "a"}, {"text": "b"}]}})
+    two = {"kind": "embed", "input": {"items": [{"text": "a"}, {"text": "b"}]}}
+    with another_api(stack, max_queued_items=2) as http, frozen(stack):
+        job = post(stack, TEXT).json()
+        answer = http.post("/v1/jobs", json=two)
     assert "REVLN_MAX_QUEUED_ITEMS" in problem(answer, 429, "too_busy").detail
     assert int(answer.headers["Retry-After"]) >= 1
+    until_done(stack.http, job["id"])
 
 
 # --- reading and waiting -----------------------------------------------------------------------------------------
