@@ -141,7 +141,7 @@ class Settings(BaseModel):
         description="Work that stands still for this long has hung: its worker ends itself.",
     )
     deaf_s: float = Field(
-        20.0,
+        30.0,
         ge=1,
         description="A worker that has not heard its own messages for this long, though Redis answers and a thread is "
         "free, ends itself.",

@@ -35,13 +35,13 @@ def echo_queue(worker_id: str) -> Queue:
 
 
 class Canary:
-    """``busy`` says whether every thread of the pool is taken: Celery then fetches nothing, and that is no deafness."""
+    """``full`` says whether every thread of the pool is taken: Celery then fetches nothing, and that is no deafness."""
 
-    def __init__(self, settings: Settings, worker_id: str, busy: Callable[[], bool]) -> None:
+    def __init__(self, settings: Settings, worker_id: str, full: Callable[[], bool]) -> None:
         self._queue = echo_queue(worker_id)
         self._deaf_s = settings.deaf_s
         self._pause_s = min(_MOST_PAUSE_S, settings.deaf_s / 4)
-        self._busy = busy
+        self._full = full
         self._app = make_celery(settings, publisher=True)
         self._app.conf.task_send_sent_event = False  # Flower shows what users sent
         self._redis = connect_redis(settings)
@@ -85,7 +85,7 @@ class Canary:
         except (redis.RedisError, OperationalError) as err:
             log.info("no canary, Redis does not answer: %s", err)
             self.heard()  # or could have: nothing is known of the worker as long as Redis is away
-        if self._busy():
+        if self._full():
             self.heard()
         return self.silent_s > self._deaf_s
 

@@ -94,7 +94,7 @@ def _register(app: Celery, runtime: Runtime) -> None:
     """One Celery task for each kind, so that Flower tells them apart; all of them run a chunk."""
 
     def run_chunk(job_id: str, number: int) -> None:
-        with runtime.occupied():
+        with runtime.occupied(by_chunk=True):
             execute(runtime, job_id, number)
 
     for kind in KINDS:
@@ -105,9 +105,11 @@ def _register(app: Celery, runtime: Runtime) -> None:
     def canary(nonce: str) -> None:
         """Prove that messages arrive, threads run, and the database and the default model answer."""
         try:
-            with runtime.db.read() as connection:
-                connection.exec_driver_sql("SELECT 1")
-            runtime.models.prove(runtime.catalog.default)
+            # The model may take its time to load, and all threads may wait for that: busy, not deaf.
+            with runtime.occupied(by_chunk=False):
+                with runtime.db.read() as connection:
+                    connection.exec_driver_sql("SELECT 1")
+                runtime.models.prove(runtime.catalog.default)
             answer = "ok"
         except RevlnError as err:
             answer = f"{runtime.worker_id}: {err.message}"
@@ -115,4 +117,5 @@ def _register(app: Celery, runtime: Runtime) -> None:
         answers.expire(canary_key(nonce), 60)
 
     app.task(canary, name=CANARY_TASK)
-    app.task(runtime.hear, name=ECHO_TASK, send_events=False)
+    # Its next beat writes it to its row: this must not wait for a database.
+    app.task(runtime.canary.heard, name=ECHO_TASK, send_events=False)

@@ -68,8 +68,8 @@ class Runtime:
         self.image_limits = ImageLimits(max_pixels=settings.max_image_pixels, memory_bytes=settings.image_memory_bytes)
         self.catalog = ModelCatalog(settings.models, settings.default_model)
         self.watchdog = Watchdog(settings.stall_s)
-        self.canary = Canary(settings, self.worker_id, lambda: self.busy)
-        self._occupied: set[int] = set()
+        self.canary = Canary(settings, self.worker_id, lambda: self.full)
+        self._occupied: dict[int, bool] = {}
         self.models = LoadedModels(settings, self.catalog, Loader(settings, self.catalog, self.watchdog.forward))
         self.indexes = IndexCache(self.db, self.blobs, self._rebuild)
         self.filters = FilterCache(self.db)
@@ -97,23 +97,23 @@ class Runtime:
             log.warning("not registered yet: %s", err.message)
 
     @contextmanager
-    def occupied(self) -> Iterator[None]:
+    def occupied(self, *, by_chunk: bool) -> Iterator[None]:
         """Around whatever takes a thread of Celery's pool."""
-        self._occupied.add(get_ident())
+        self._occupied[get_ident()] = by_chunk
         try:
             yield
         finally:
-            self._occupied.discard(get_ident())
+            self._occupied.pop(get_ident(), None)
 
     @property
-    def busy(self) -> bool:
+    def full(self) -> bool:
         """Whether every thread of the pool is taken; Celery then fetches no messages."""
         return len(self._occupied) >= self.settings.concurrency
 
-    def hear(self) -> None:
-        """Its own message has come through Redis and Celery: note it in the worker's row."""
-        self.canary.heard()
-        workers.note_heard(self.db, self.worker_id)
+    @property
+    def busy(self) -> bool:
+        """Whether all of them work on chunks. (Those that try the default model may be waiting for it to load.)"""
+        return self.full and all(list(self._occupied.values()))
 
     def stop(self) -> None:
         self.canary.stop()

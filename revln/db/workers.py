@@ -11,10 +11,10 @@ from revln.db import tables
 from revln.db.engine import Database, db_now
 from revln.db.upsert import insert_or_update
 
-__all__ = ["WorkerRow", "beat", "list_workers", "note_heard", "register", "unregister", "workers_of"]
+__all__ = ["WorkerRow", "beat", "list_workers", "register", "unregister", "workers_of"]
 
 ALIVE_S = 30.0
-HEARS_S = 30.0  # it listens for itself every five seconds
+HEARS_S = 45.0  # it listens for itself every five seconds, and ends itself after REVLN_DEAF_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,6 @@ def beat(db: Database, worker_id: str, models: list[dict[str, Any]], silent_s: f
     with db.write() as connection:
         statement = update(tables.workers).where(tables.workers.c.id == worker_id)
         return bool(connection.execute(statement.values(**values)).rowcount)
-
-
-def note_heard(db: Database, worker_id: str) -> None:
-    with db.write() as connection:
-        connection.execute(update(tables.workers).where(tables.workers.c.id == worker_id).values(heard_at=db_now()))
 
 
 def unregister(db: Database, worker_id: str) -> None:

@@ -157,7 +157,7 @@ def test_the_worker_check_fails_where_no_worker_lives_or_one_is_deaf(tmp_path: P
         assert _check_worker(settings) == 0
         workers.beat(db, "mine", [], silent_s=99, busy=False)
         assert _check_worker(settings) == 1
-        workers.note_heard(db, "mine")
+        workers.beat(db, "mine", [], silent_s=3, busy=False)
         workers.register(db, replace(here, id="dead", pid=2**22 + 1))
         workers.beat(db, "dead", [], silent_s=99, busy=False)
         assert _check_worker(settings) == 0

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from celery.worker.consumer import Consumer
 
+from revln.settings import Settings
 from worker.consumer import ForgetfulQoS, PatientConsumer, StoppingWorker
+from worker.runtime import Runtime
 
 
 def consumer() -> PatientConsumer:
@@ -55,3 +57,15 @@ def test_a_worker_that_falls_over_says_so_before_it_waits_for_what_runs(monkeypa
     worker.stop(exitcode=1)
     worker.stop()
     assert said == [1, "waits", 0, "waits"]
+
+
+def test_a_worker_is_busy_only_when_every_thread_works_on_a_chunk() -> None:
+    runtime = Runtime.__new__(Runtime)
+    runtime.settings, runtime._occupied = Settings(concurrency=2), {}
+    with runtime.occupied(by_chunk=True):
+        assert (runtime.full, runtime.busy) == (False, False)
+        runtime._occupied[0] = True
+        assert (runtime.full, runtime.busy) == (True, True)
+        runtime._occupied[0] = False
+        assert (runtime.full, runtime.busy) == (True, False), "one waits for a model: not deaf, but not ready either"
+    assert not runtime.full
