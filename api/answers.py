@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from revln.access import Scope
 from revln.jobs.kinds import KINDS, Priority
 from revln.jobs.schemas import ItemFailure
-from revln.jobs.state import JobStatus
+from revln.jobs.state import ChunkState, JobStatus
 
 __all__ = [
     "RESULTS",
@@ -95,6 +95,29 @@ class JobAnswer(_Answer):
     metadata: dict[str, Any]
     webhook: WebhookAnswer | None = Field(description="Where its events are told, as it was handed in with.")
     urls: Urls
+
+
+class ChunkAnswer(_Answer):
+    """A piece of a job: what is delivered, leased and tried again as one."""
+
+    number: int
+    state: ChunkState
+    first_index: int
+    counts: Counts
+    attempt: int = Field(description="How often it was claimed.")
+    attempts_left: int = Field(description="How many failures more it may have; crashes are counted apart.")
+    crashes: int = Field(description="How often a worker died or hung while it ran this.")
+    worker: str | None
+    run_at: str | None = Field(description="When a queued one is run at the earliest.")
+    lease_until: str | None
+    started_at: str | None
+    finished_at: str | None
+    error: ItemFailure | None = Field(description="What went wrong the last time.")
+
+
+class ChunkPage(_Answer):
+    chunks: list[ChunkAnswer]
+    next_cursor: str | None
 
 
 RESULTS: Any = functools.reduce(operator.or_, (kind.result for kind in KINDS.values()))

@@ -19,6 +19,7 @@ from api.limits import LimitBody
 from api.rates import LimitRate
 from api.routes import (
     audit,
+    chunks,
     collections,
     generations,
     health,
@@ -109,7 +110,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_headers=CORS_HEADERS,
             expose_headers=CORS_EXPOSED,
         )
-    yours = (jobs, images, manifests, collections, generations, snapshots, webhooks, keys, audit)
+    yours = (jobs, chunks, images, manifests, collections, generations, snapshots, webhooks, keys, audit)
     for module in (*yours, models, health, docs):
         app.include_router(module.router, responses={"4XX": {"description": "A problem", "model": Problem}})
     return app

@@ -111,11 +111,18 @@ class RevlnClient:
                 raise TimeoutError(f"job {job_id} is still {job['status']} after {timeout_s:g} s")
 
     def jobs(self, **filters: Any) -> Iterator[Job]:
-        """Newest first, over all pages. Filters: status, kind, collection, tag, created_after, limit (of a page)."""
-        params = {name: value for name, value in filters.items() if value is not None}
+        """Newest first, over all pages. Filters: status, kind, collection, tag, dead, created_after, limit."""
+        yield from self._pages("/v1/jobs", "jobs", filters)
+
+    def chunks(self, job_id: str, **filters: Any) -> Iterator[dict[str, Any]]:
+        """A job's chunks, over all pages: tries, crashes, errors. Filters: state, limit (of a page)."""
+        yield from self._pages(f"/v1/jobs/{quote(job_id)}/chunks", "chunks", filters)
+
+    def _pages(self, path: str, name: str, filters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        params = {key: value for key, value in filters.items() if value is not None}
         while True:
-            page = self._json("GET", "/v1/jobs", params=params)
-            yield from page["jobs"]
+            page = self._json("GET", path, params=params)
+            yield from page[name]
             if not page.get("next_cursor"):
                 return
             params["cursor"] = page["next_cursor"]

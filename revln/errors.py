@@ -19,6 +19,7 @@ RevlnError
 │   ├── ImageError           not an image, truncated, too large, an unlisted format
 │   ├── FetchError           a URL that could not be fetched (retryable) …
 │   │   └── FetchRefused     … or that we refuse to fetch
+│   ├── OutOfMemory          there was no memory for it, even alone (retryable)
 │   ├── ItemInvalid          the item breaks the schema (a manifest's line, a model that cannot read it)
 │   └── ItemNotFound         the image or item id that it names does not exist
 ├── JobError                 a whole chunk or job cannot go on
@@ -60,6 +61,7 @@ __all__ = [
     "LeaseLost",
     "ModelUnavailable",
     "NotFound",
+    "OutOfMemory",
     "PayloadTooLarge",
     "RateLimited",
     "RevlnError",
@@ -208,6 +210,12 @@ class FetchRefused(FetchError):
 class ItemInvalid(ItemError):
     code = "invalid_item"
     default_message = "This item breaks the schema."
+
+
+class OutOfMemory(ItemError):
+    code = "out_of_memory"
+    retryable = True
+    default_message = "There was not enough memory for it, even alone. Try it later, or on a larger machine."
 
 
 class ItemNotFound(ItemError):

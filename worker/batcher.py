@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import Any
 
-from revln.errors import ItemError, RevlnError, Unavailable
+from revln.errors import ItemError, OutOfMemory, RevlnError, Unavailable
 from revln.jobs.kinds import Priority
 from revln.models.base import Model, Operation, Overlapping
-from revln.models.memory import out_of_memory
+from revln.models.memory import give_back_freed_memory, out_of_memory
 from worker.watchdog import Waiting
 
 __all__ = ["Batcher"]
@@ -252,7 +252,7 @@ class Batcher:
                 log.warning("out of memory at %d items; batches of at most %d", len(batch), self._limits[operation])
         if len(batch) == 1:
             log.warning("%s failed on one item: %s: %s", operation, type(err).__name__, err)
-            error = err if isinstance(err, RevlnError) else ItemError(f"The model failed on it: {_short(err)}")
+            error = _known(err)
             _fail(batch[0].future, error)
             return
         half = len(batch) // 2
@@ -271,7 +271,14 @@ def _fail(future: Future[Any], err: BaseException) -> None:
         return
 
 
+def _known(err: Exception) -> RevlnError:
+    if out_of_memory(err):
+        return OutOfMemory()
+    return err if isinstance(err, RevlnError) else ItemError(f"The model failed on it: {_short(err)}")
+
+
 def _free_memory() -> None:
+    give_back_freed_memory()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

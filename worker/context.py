@@ -16,9 +16,12 @@ from pydantic import ValidationError
 from sqlalchemy import Connection
 
 from revln.db.chunks import Claim
-from revln.errors import ItemError, ItemInvalid, ItemNotFound, RevlnError, Unavailable
+from revln.db.splitting import split_chunk
+from revln.db.submit import NewChunk
+from revln.errors import ItemError, ItemInvalid, ItemNotFound, OutOfMemory, RevlnError, Unavailable
 from revln.jobs.kinds import KINDS, Priority
 from revln.jobs.schemas import Item
+from revln.models.memory import out_of_memory
 from worker.leases import Lease
 from worker.runtime import Runtime
 
@@ -86,23 +89,51 @@ class Context:
         self.input: dict[str, Any] = self.job.input
         self.priority = Priority(self.job.priority)
         self.alone = self.claim.crash_count > 0  # it may be what killed the last worker: it shares no batch
-        done = {item["index"] for item in self.claim.previous or () if item.get("error") is None}
+        # An error that stands is final, unless somebody asked for the job to be retried: then it counts no more.
+        done = {item["index"] for item in self.claim.previous or () if item.get("error") is None or self.claim.failed}
         self.todo = [todo for todo in self._load() if todo.index not in done]
 
     def _load(self) -> Iterator[Todo]:
         claim = self.claim
-        if claim.items is not None:
-            raws: Iterable[Any] = claim.items
-        else:
-            assert claim.source_offset is not None
-            assert claim.source_length is not None
-            manifest = self.input[KINDS[self.job.kind].source_field]["sha256"]
-            if not self.runtime.uploads.of(self.job.tenant, "manifest", [manifest]):
-                raise ItemNotFound(f"There is no manifest {manifest}. POST /v1/manifests uploads one.")
-            data = self.runtime.blobs.read_range(manifest, "manifests", claim.source_offset, claim.source_length)
-            raws = [line for line in data.split(b"\n") if line.strip()]
+        raws: Iterable[Any] = claim.items or (line for line in self._manifest().split(b"\n") if line.strip())
         for offset, raw in enumerate(raws):
             yield Todo(claim.first_index + offset, raw)
+
+    def _manifest(self) -> bytes:
+        """The chunk's lines. Raises ItemNotFound, Unavailable."""
+        claim = self.claim
+        assert claim.source_offset is not None
+        assert claim.source_length is not None
+        manifest = self.input[KINDS[self.job.kind].source_field]["sha256"]
+        if not self.runtime.uploads.of(self.job.tenant, "manifest", [manifest]):
+            raise ItemNotFound(f"There is no manifest {manifest}. POST /v1/manifests uploads one.")
+        return self.runtime.blobs.read_range(manifest, "manifests", claim.source_offset, claim.source_length)
+
+    def split(self) -> bool:
+        """Cut the chunk into single items if its next crash would bury all of it; whether that was done.
+
+        It ran alone when it crashed last, so one of its items is to blame.
+        """
+        claim, most = self.claim, self.runtime.settings.max_crashes
+        if claim.n_items < 2 or claim.crash_count < max(1, most - 1):
+            return False
+        self.lease.check()
+        split_chunk(self.runtime.db, claim, self._singles())
+        return True
+
+    def _singles(self) -> list[NewChunk]:
+        claim = self.claim
+        if claim.items is not None:
+            return [NewChunk(claim.first_index + at, 1, items=[raw]) for at, raw in enumerate(claim.items)]
+        assert claim.source_offset is not None
+        singles: list[NewChunk] = []
+        offset = claim.source_offset
+        for line in self._manifest().split(b"\n"):
+            if line.strip():
+                index = claim.first_index + len(singles)
+                singles.append(NewChunk(index, 1, source_offset=offset, source_length=len(line)))
+            offset += len(line) + 1
+        return singles
 
     def watched(self, what: str) -> AbstractContextManager[None]:
         """Around work of this chunk in a thread of its own that might hang."""
@@ -141,6 +172,8 @@ class Context:
                 if future.done():
                     return ItemError("It took too long.")
             except Exception as err:
+                if out_of_memory(err):
+                    return OutOfMemory()
                 # A fault of ours that one item brings out must not take its neighbours with it.
                 log.exception("an item of chunk %s.%d failed unexpectedly", *self.claim.key)
                 return ItemError(f"Something went wrong inside revln ({type(err).__name__}); the log has more.")

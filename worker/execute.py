@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from revln.db.turns import Turn
 from revln.errors import JobError, LeaseLost
 from revln.jobs.kinds import KINDS
 from worker.context import Again, Context, Done, Outcome
-from worker.endings import end_with, persist
+from worker.endings import end_with, persist, retry_items_in_s
 from worker.handlers import HANDLERS
 from worker.leases import Lease
 from worker.runtime import Runtime
@@ -97,6 +98,8 @@ def _place(runtime: Runtime, turn: Turn) -> AbstractContextManager[None]:
 def _run(runtime: Runtime, lease: Lease) -> str:
     try:
         context = Context(runtime, lease)
+        if context.split():
+            return "cut into single items"
         with runtime.models.held(waiting=lease.keep_waiting):
             _finish(runtime, lease, context)
     except Exception as err:  # noqa: BLE001 - a chunk ends here; the error goes to its row
@@ -110,12 +113,16 @@ def _finish(runtime: Runtime, lease: Lease, context: Context) -> None:
         done = HANDLERS[claim.job.kind](context)
         lease.check()
         try:
-            persist(lease, lambda: finish_chunk(runtime.db, claim, lambda connection: _result(connection, claim, done)))  # noqa: B023
+            persist(lease, partial(_write, runtime, claim, done))
         except Again:
             lease.progress()
         else:
             return
     raise JobError("The collection changes faster than the job can follow it; run it again at a quieter time.")
+
+
+def _write(runtime: Runtime, claim: Claim, done: Done) -> None:
+    finish_chunk(runtime.db, claim, lambda connection: _result(connection, claim, done), retry_items_in_s(claim))
 
 
 def _result(connection: Connection, claim: Claim, done: Done) -> ChunkResult:
@@ -129,7 +136,7 @@ def _merged(claim: Claim, outcomes: Sequence[Outcome]) -> ChunkResult:
     """This run's outcomes with what an earlier run had done already, in the items' order."""
     items = {outcome.index: outcome.as_dict() for outcome in outcomes}
     vectors: dict[int, Any] = {outcome.index: outcome.vector for outcome in outcomes if outcome.vector is not None}
-    kept = [item for item in claim.previous or () if item.get("error") is None and item["index"] not in items]
+    kept = [item for item in claim.previous or () if item["index"] not in items]
     items.update({item["index"]: item for item in kept})
     if claim.previous_vectors is not None:
         succeeded = [item["index"] for item in claim.previous or () if item.get("error") is None]

@@ -12,11 +12,11 @@ from typing import Any
 
 from PIL import Image
 
-from revln.errors import JobError, ModelUnavailable, RevlnError
+from revln.errors import JobError, ModelUnavailable, OutOfMemory, RevlnError, Unavailable
 from revln.jobs.kinds import Priority
 from revln.models.base import CaptionRequest, Model, Operation
 from revln.models.device import ITEM_BYTES
-from revln.models.memory import give_back_freed_memory, host_memory_bytes
+from revln.models.memory import give_back_freed_memory, host_memory_bytes, out_of_memory
 from revln.models.registry import ModelCatalog
 from revln.settings import Settings
 from worker.batcher import Batcher, Watch
@@ -86,6 +86,8 @@ class Loader:
         except RevlnError:
             raise
         except Exception as err:
+            if out_of_memory(err):
+                raise Unavailable(f"There was not enough memory to load model {name}.") from err
             # Of every kind: what stands in a checkpoint decides what a library stumbles over.
             raise ModelUnavailable(f"Model {name} could not be loaded: {type(err).__name__}: {str(err)[:300]}") from err
         log.info("model %s is ready on %s after %.1f s", name, model.device, time.monotonic() - started)
@@ -113,6 +115,8 @@ def _warm(model: Model, batcher: Batcher) -> None:
         try:
             prepared = model.prepare(operation, examples[operation])
             batcher.submit(operation, prepared, Priority.INTERACTIVE).result(timeout=_WARM_UP_S)
+        except OutOfMemory as err:
+            raise Unavailable(f"There was not enough memory to try model {model.info.name}.") from err
         except Exception as err:
             raise JobError(f"Model {model.info.name} fails at {operation} on a grey square: {err}") from err
 

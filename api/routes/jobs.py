@@ -139,6 +139,7 @@ def list_jobs(
     kind: Annotated[str | None, Query(json_schema_extra={"enum": list(KINDS)})] = None,
     collection: str | None = None,
     tag: str | None = None,
+    dead: Annotated[bool, Query(description="Only jobs with chunks that were given up: dead letters.")] = False,
     created_after: Annotated[datetime | None, Query(description="RFC 3339; UTC if it names no zone.")] = None,
     limit: Annotated[int, Query(ge=1, le=1_000)] = 50,
     cursor: str | None = None,
@@ -152,6 +153,7 @@ def list_jobs(
         kind=kind,
         collection=_plain(collection),
         tag=_plain(tag),
+        dead=dead,
         created_after=created_after.timestamp() if created_after else None,
     )
     position = decode_cursor(cursor, float, str)

@@ -32,6 +32,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         },
         "job": ("revln.cli.jobs:job", "Show one job, and wait for it if asked to."),
         "jobs": ("revln.cli.jobs:jobs", "List jobs, newest first."),
+        "dead": ("revln.cli.dead:dead", "List jobs with chunks that were given up, and run them again."),
         "cancel": ("revln.cli.jobs:cancel", "Stop a job; what it has finished stays readable."),
         "upload": (
             "revln.cli.upload:upload",

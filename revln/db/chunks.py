@@ -14,7 +14,7 @@ from sqlalchemy import Connection, and_, select, update
 
 from revln.db import tables
 from revln.db.engine import Database, db_now
-from revln.db.job_changes import settle_job
+from revln.db.job_changes import add_event, settle_job
 from revln.db.jobs import Job, lock_job
 from revln.db.result_rows import write_report, write_result
 from revln.errors import DeadlineExceeded, LeaseLost, NotFound
@@ -23,8 +23,6 @@ from revln.jobs.state import ChunkState
 __all__ = [
     "ChunkResult",
     "Claim",
-    "bury_chunk",
-    "bury_locked",
     "claim_chunk",
     "end_chunk",
     "finish_chunk",
@@ -49,7 +47,8 @@ class Claim:
     items: list[Any] | None
     source_offset: int | None
     source_length: int | None
-    previous: list[dict[str, Any]] | None  # the results of an earlier run, if this is a retry of what failed
+    failed: int  # items whose errors, in ``previous``, are final
+    previous: list[dict[str, Any]] | None  # what an earlier run left, if this is a retry
     previous_vectors: bytes | None
     deadline_in_s: float | None
 
@@ -72,6 +71,11 @@ class ChunkResult:
     @property
     def failed(self) -> int:
         return sum(1 for item in self.items if item.get("error") is not None)
+
+    @property
+    def passing(self) -> list[dict[str, Any]]:
+        """The errors of items that may be done if they are tried again."""
+        return [item["error"] for item in self.items if (item.get("error") or {}).get("retryable")]
 
 
 def _is(job_id: str, number: int) -> Any:
@@ -147,6 +151,7 @@ _CLAIMED = (
     "attempt",
     "max_attempts",
     "crash_count",
+    "failed",
     "first_index",
     "n_items",
     "items",
@@ -183,10 +188,12 @@ def finish_chunk(
     db: Database,
     claim: Claim,
     make_result: Callable[[Connection], ChunkResult],
+    retry_in_s: float | None = None,
 ) -> Job:
     """Write state, result and counters in one transaction.
 
-    ``make_result`` is called inside it, once the fence has held, so that a kind can add its own writes.
+    ``make_result`` is called inside it, once the fence has held, so that a kind can add its own writes. With
+    ``retry_in_s``, items whose errors may pass are run once more then; the rest of the result is kept.
 
     Raises:
         LeaseLost: the chunk is no longer ours; nothing was written.
@@ -196,6 +203,8 @@ def finish_chunk(
         end = {"state": ChunkState.SUCCEEDED, "lease_until": None, "finished_at": db_now()}
         before = _fence(connection, claim, end)
         result = make_result(connection)
+        if result.passing and retry_in_s is not None:
+            return _finish_in_part(connection, job, claim, before, result, retry_in_s)
         succeeded, failed = len(result.items) - result.failed, result.failed
         connection.execute(
             update(tables.chunks)
@@ -205,8 +214,8 @@ def finish_chunk(
         changes = {
             "chunks_running": job.chunks_running - 1,
             "chunks_succeeded": job.chunks_succeeded + 1,
-            "succeeded": job.succeeded + succeeded - before,
-            "failed": job.failed + failed,
+            "succeeded": job.succeeded + succeeded - before.succeeded,
+            "failed": job.failed + failed - before.failed,
         }
         if result.open_ended:
             changes["chunks_succeeded"] += write_report(connection, claim.key, claim.attempt, result.items)
@@ -214,6 +223,46 @@ def finish_chunk(
         else:
             _write_result(connection, claim, result)
         return settle_job(connection, job, changes)
+
+
+def _finish_in_part(
+    connection: Connection, job: Job, claim: Claim, before: Any, result: ChunkResult, retry_in_s: float
+) -> Job:
+    """Keep what is final, and queue the chunk again for the rest."""
+    errors = result.passing
+    items = [item for item in result.items if not (item.get("error") or {}).get("retryable")]
+    final = ChunkResult(items, result.vectors)
+    _write_result(connection, claim, final)
+    succeeded = len(items) - final.failed
+    state = ChunkState.CANCELED if job.cancel_requested_at is not None else ChunkState.QUEUED
+    connection.execute(
+        update(tables.chunks)
+        .where(_is(claim.job.id, claim.number))
+        .values(**_again(state, errors[0], retry_in_s), succeeded=succeeded, failed=final.failed)
+    )
+    _tell_retry(connection, claim, errors[0], retry_in_s, items=len(errors))
+    changes = {
+        "succeeded": job.succeeded + succeeded - before.succeeded,
+        "failed": job.failed + final.failed - before.failed,
+    }
+    return settle_job(connection, job, {**_moved(job, state), **changes})
+
+
+def _again(state: ChunkState, error: dict[str, Any] | None, delay_s: float) -> dict[str, Any]:
+    return {
+        "state": state,
+        "lease_until": None,
+        "worker": None,
+        "published_at": None,
+        "run_at": db_now() + delay_s,
+        "error": error,
+        "finished_at": db_now() if state.done else None,
+    }
+
+
+def _tell_retry(connection: Connection, claim: Claim, error: dict[str, Any], delay_s: float, **more: Any) -> None:
+    data = {"chunk": claim.number, "attempt": claim.attempt, "retry_in_s": round(delay_s, 1), "error": error, **more}
+    add_event(connection, claim.job.id, "chunk.retried", data)
 
 
 def release_chunk(db: Database, claim: Claim, error: dict[str, Any] | None, delay_s: float, *, counted: bool) -> Job:
@@ -230,16 +279,12 @@ def release_chunk(db: Database, claim: Claim, error: dict[str, Any] | None, dela
             connection,
             claim,
             {
-                "state": state,
-                "lease_until": None,
-                "worker": None,
-                "published_at": None,
-                "run_at": db_now() + delay_s,
-                "error": error,
+                **_again(state, error, delay_s),
                 "max_attempts": columns.max_attempts if counted else columns.max_attempts + 1,
-                "finished_at": db_now() if state.done else None,
             },
         )
+        if error is not None:
+            _tell_retry(connection, claim, error, delay_s)
         return settle_job(connection, job, _moved(job, state))
 
 
@@ -256,75 +301,8 @@ def end_chunk(db: Database, claim: Claim, end: ChunkState, result: ChunkResult |
             done = [item for item in result.items if item.get("error") is None]
             _write_result(connection, claim, result)
             connection.execute(update(tables.chunks).where(_is(claim.job.id, claim.number)).values(succeeded=len(done)))
-            changes["succeeded"] = job.succeeded + len(done) - before
+            changes["succeeded"] = job.succeeded + len(done) - before.succeeded
         return settle_job(connection, job, changes)
-
-
-def bury_chunk(db: Database, claim: Claim, error: dict[str, Any]) -> Job:
-    """Give a running chunk up for good: a dead letter. Every item of it that was not done carries the error."""
-    with db.write() as connection:
-        job = lock_for(connection, claim)
-        return bury_locked(connection, job, claim.number, claim.attempt, ChunkState.RUNNING, error)
-
-
-def bury_locked(
-    connection: Connection, job: Job, number: int, attempt: int, was: ChunkState, error: dict[str, Any]
-) -> Job:
-    """The same for whoever already holds the job's row (the sweeper); fenced by ``attempt`` and the state it was in."""
-    columns = tables.chunks.c
-    row = connection.execute(
-        update(tables.chunks)
-        .where(
-            _is(job.id, number),
-            columns.attempt == attempt,
-            columns.state == was,
-        )
-        .values(
-            state=ChunkState.DEAD,
-            lease_until=None,
-            error=error,
-            failed=columns.n_items - columns.succeeded,
-            finished_at=db_now(),
-        )
-        .returning(
-            columns["items"],
-            columns.first_index,
-            columns.n_items,
-            columns.succeeded,
-            columns.failed,
-            columns.started_at,
-        )
-    ).one_or_none()
-    if row is None:
-        raise LeaseLost(f"Chunk {number} of job {job.id} is no longer at attempt {attempt}.")
-    _write_errors(connection, job.id, number, attempt, row, error)
-    return settle_job(
-        connection,
-        job,
-        {
-            f"chunks_{was}": getattr(job, f"chunks_{was}") - 1,
-            "chunks_dead": job.chunks_dead + 1,
-            "failed": job.failed + row.failed,
-            "error": error,
-        },
-    )
-
-
-def _write_errors(
-    connection: Connection, job_id: str, number: int, attempt: int, row: Any, error: dict[str, Any]
-) -> None:
-    where = and_(tables.results.c.job_id == job_id, tables.results.c.number == number)
-    kept = connection.execute(select(tables.results.c["items"], tables.results.c.vectors).where(where)).one_or_none()
-    given = row._mapping["items"] or [None] * row.n_items
-    fresh = [
-        {"index": row.first_index + offset, "id": item.get("id") if isinstance(item, dict) else None, "error": error}
-        for offset, item in enumerate(given)
-    ]
-    if kept:
-        fresh = [old if old.get("error") is None else new for old, new in zip(kept[0], fresh, strict=True)]
-    write_result(
-        connection, (job_id, number), attempt, (row.first_index, row.n_items), fresh, kept[1] if kept else None
-    )
 
 
 def lock_for(connection: Connection, claim: Claim) -> Job:
@@ -335,16 +313,17 @@ def lock_for(connection: Connection, claim: Claim) -> Job:
         raise LeaseLost(f"Job {claim.job.id} was deleted while chunk {claim.number} ran.") from err
 
 
-def _fence(connection: Connection, claim: Claim, values: dict[str, Any]) -> int:
-    """Change a chunk that we hold; how many of its items had succeeded before. Raises LeaseLost."""
+def _fence(connection: Connection, claim: Claim, values: dict[str, Any]) -> Any:
+    """Change a chunk that we hold; how many of its items had ``succeeded`` and ``failed`` before. Raises LeaseLost."""
+    columns = tables.chunks.c
     row = connection.execute(
-        update(tables.chunks).where(_held(claim)).values(**values).returning(tables.chunks.c.succeeded)
+        update(tables.chunks).where(_held(claim)).values(**values).returning(columns.succeeded, columns.failed)
     ).one_or_none()
     if row is None:
         raise LeaseLost(
             f"Chunk {claim.number} of job {claim.job.id} is no longer ours at attempt {claim.attempt}; result dropped."
         )
-    return int(row[0])
+    return row
 
 
 def _moved(job: Job, state: ChunkState) -> dict[str, Any]:

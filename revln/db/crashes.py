@@ -9,7 +9,8 @@ from __future__ import annotations
 from sqlalchemy import Connection, and_, update
 
 from revln.db import tables
-from revln.db.chunks import Claim, bury_locked, lock_for
+from revln.db.burial import bury_locked
+from revln.db.chunks import Claim, lock_for
 from revln.db.engine import Database, db_now
 from revln.db.job_changes import add_event, settle_job
 from revln.db.jobs import Job

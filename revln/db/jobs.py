@@ -122,6 +122,7 @@ class JobFilter:
     kind: str | None = None
     collection: str | None = None
     tag: str | None = None
+    dead: bool = False
     created_after: float | None = None
 
 
@@ -137,6 +138,8 @@ def list_jobs(
         if (value := getattr(wanted, name)) is not None
     ]
     conditions.append(columns.deleted_at.is_(None))
+    if wanted.dead:
+        conditions.append(columns.chunks_dead > 0)
     if wanted.created_after is not None:
         conditions.append(columns.created_at > wanted.created_after)
     if before is not None:

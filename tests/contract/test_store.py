@@ -10,7 +10,8 @@ from sqlalchemy import select
 from revln.access import DEFAULT_TENANT, OWNER
 from revln.db import job_changes, sweep, tables, turns
 from revln.db import jobs as db_jobs
-from revln.db.chunks import Claim, bury_chunk, claim_chunk, end_chunk, finish_chunk, heartbeat, release_chunk
+from revln.db.burial import bury_chunk
+from revln.db.chunks import Claim, claim_chunk, end_chunk, finish_chunk, heartbeat, release_chunk
 from revln.db.engine import Database
 from revln.db.jobs import JobFilter
 from revln.db.results import result_items

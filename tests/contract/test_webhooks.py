@@ -10,7 +10,8 @@ from sqlalchemy import Connection, func, select, update
 
 from revln.access import OWNER, Caller
 from revln.db import tables
-from revln.db.chunks import bury_chunk, end_chunk, finish_chunk, release_chunk
+from revln.db.burial import bury_chunk
+from revln.db.chunks import end_chunk, finish_chunk, release_chunk
 from revln.db.deliveries import Delivery, Outcome, claim_deliveries, delete_old, give_up, record
 from revln.db.engine import Database, db_now
 from revln.db.job_changes import cancel_job, delete_job, retry_job, settle_job

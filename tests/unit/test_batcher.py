@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revln.errors import ItemError, ItemInvalid, Unavailable
+from revln.errors import ItemError, ItemInvalid, OutOfMemory, Unavailable
 from revln.jobs.kinds import Priority
 from revln.models.base import Operation
 from tests.fakes import OrderedModel, OverlappingModel
@@ -233,3 +233,10 @@ def test_whatever_is_poison_and_however_batches_fall_each_item_gets_its_own_answ
                     future.result(10)
             else:
                 assert future.result(10) == 2 * number
+
+
+def test_an_item_for_which_there_is_no_memory_even_alone_may_be_tried_later() -> None:
+    with batcher_of(OrderedModel(fails=lambda batch: MemoryError() if 3 in batch else None)) as batcher:
+        futures = submit(batcher, range(8))
+        assert isinstance(futures[3].exception(10), OutOfMemory)
+        assert [futures[number].result(10) for number in (0, 1, 2, 4, 5, 6, 7)] == [0, 2, 4, 8, 10, 12, 14]
