@@ -1,5 +1,5 @@
 """Imports every module that has experiments, so that they are in the list."""
 
-from tests.chaos import accepting, doorbell, files, killing, leaving, storage
+from tests.chaos import accepting, doorbell, files, killing, leaving, storage, store_machine
 
-__all__ = ["accepting", "doorbell", "files", "killing", "leaving", "storage"]
+__all__ = ["accepting", "doorbell", "files", "killing", "leaving", "storage", "store_machine"]

@@ -27,7 +27,12 @@ def violations(db: Database, blobs: BlobStore | None = None, accepted: Collectio
     """Everything that is wrong. ``accepted``: the jobs that a client was told of, all of which must be there, and have
     ended; None leaves out both, for a look at a database that is still at work."""
     with db.read() as connection:
-        return [*_jobs(connection, accepted), *_chunks(connection), *_collections(connection, blobs)]
+        return [
+            *_jobs(connection, accepted),
+            *_chunks(connection),
+            *_usage(connection),
+            *_collections(connection, blobs),
+        ]
 
 
 def _jobs(connection: Connection, accepted: Collection[str] | None) -> Iterator[str]:
@@ -87,6 +92,27 @@ def _result(chunk: Any, result: Any) -> Iterator[str]:
     failed = sum(item.get("error") is not None for item in items)
     if (chunk.succeeded, chunk.failed) != (len(items) - failed, failed):
         yield f"counts {chunk.succeeded} + {chunk.failed} items, its result {len(items) - failed} + {failed}"
+
+
+def _usage(connection: Connection) -> Iterator[str]:
+    jobs, usage = tables.jobs.c, tables.usage.c
+    opened = (
+        select(
+            jobs.tenant,
+            func.coalesce(jobs.key_id, "").label("key"),
+            func.sum(jobs.total - jobs.succeeded - jobs.failed),
+            func.sum(jobs.size_bytes),
+        )
+        .where(jobs.status.in_(_OPEN))
+        .group_by("tenant", "key")
+    )
+    counted = select(usage.tenant, usage.key_id, usage.queued_items, usage.queued_bytes)
+    waits = {(tenant, key): (items, size) for tenant, key, items, size in connection.execute(opened)}
+    for tenant, key, *says in connection.execute(counted):
+        if tuple(says) != waits.pop((tenant, key), (0, 0)):
+            yield f"usage of tenant {tenant}, key {key or '-'} is counted as {says} items and bytes, wrongly"
+    for (tenant, key), these in waits.items():
+        yield f"usage of tenant {tenant}, key {key or '-'} is not counted: {these} items and bytes"
 
 
 def _collections(connection: Connection, blobs: BlobStore | None) -> Iterator[str]:

@@ -98,11 +98,10 @@ def _told(lab: Lab, name: str, job_id: str) -> str:
 @experiment(
     8,
     "an item that kills its process, in a batch of 8 and in a job of 8; a forward pass that hangs",
-    # Not yet in one job: there a killer still takes its chunk with it, as the full form says.
-    short={"deadline_s": 3.0, "one_job": 0},
+    short={"deadline_s": 3.0},
     settings={"concurrency": 12},
 )
-def brought_down(lab: Lab, *, batch: int = 8, deadline_s: float = 10.0, one_job: int = 1) -> None:
+def brought_down(lab: Lab, *, batch: int = 8, deadline_s: float = 10.0) -> None:
     order, gate = _gate(lab, "first")
     lab.submit(order)  # the batch gathers behind it
     orders = ["kill", *["sleep 0.002"] * (batch - 1)]
@@ -115,12 +114,11 @@ def brought_down(lab: Lab, *, batch: int = 8, deadline_s: float = 10.0, one_job:
     lab.expect((killer.state, killer.crash_count) == ("dead", 3), f"it is {killer.state} after {killer.crash_count}")
     lab.figures["dead after"] = killer.crash_count
 
-    if one_job:
-        job_id = lab.submit(*orders)
-        lab.wait_for_all()
-        counts = lab.stack.http.get(f"/v1/jobs/{job_id}").json()["counts"]
-        lab.figures["of one job"] = f"{counts['succeeded']} done, {counts['failed']} dead"
-        lab.expect(counts["failed"] == 1, f"one item of {batch} kills its process, {counts['failed']} failed")
+    job_id = lab.submit(*orders)
+    lab.wait_for_all()
+    counts = lab.stack.http.get(f"/v1/jobs/{job_id}").json()["counts"]
+    lab.figures["of one job"] = f"{counts['succeeded']} done, {counts['failed']} dead"
+    lab.expect(counts["failed"] == 1, f"one item of {batch} kills its process, {counts['failed']} failed")
 
     hung = lab.submit("hang", ends="expired", deadline_s=deadline_s)
     submitted_at = time.monotonic()
