@@ -12,7 +12,8 @@ from sqlalchemy import func, select, update
 
 from revln.access import OWNER
 from revln.db import job_changes, sweep, tables
-from revln.db.chunks import bury_chunk, finish_chunk
+from revln.db.burial import bury_chunk
+from revln.db.chunks import finish_chunk
 from revln.db.engine import Database, db_now
 from revln.db.jobs import OPEN, Job
 from revln.db.usage import Quotas, Usage, mend_usage, total_usage

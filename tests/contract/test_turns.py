@@ -13,7 +13,8 @@ from sqlalchemy import event, insert, select, text, update
 
 from revln.access import OWNER, Caller
 from revln.db import job_changes, tables, turns
-from revln.db.chunks import bury_chunk, claim_chunk, finish_chunk, release_chunk
+from revln.db.burial import bury_chunk
+from revln.db.chunks import claim_chunk, finish_chunk, release_chunk
 from revln.db.engine import Database, db_now
 from revln.db.jobs import Job
 from revln.db.turns import Turn, due
