@@ -228,7 +228,7 @@ def test_too_much_waiting_work_is_429_with_a_time_to_come_again(stack: Stack) ->
     with another_api(stack, max_queued_items=2) as http, frozen(stack):
         job = post(stack, TEXT).json()
         answer = http.post("/v1/jobs", json=two)
-    assert "REVLN_MAX_QUEUED_ITEMS" in problem(answer, 429, "too_busy").detail
+    assert "at most 2 may wait" in problem(answer, 429, "too_busy").detail
     assert int(answer.headers["Retry-After"]) >= 1
     until_done(stack.http, job["id"])
 
