@@ -62,10 +62,19 @@ class _App(FastAPI):
                 for operation in verbs.values():
                     if path in OPEN_PATHS:
                         operation["security"] = []
-                    # FastAPI gives a problem the media type of the route's good answer.
-                    problem = operation["responses"]["4XX"]
-                    problem["content"] = {"application/problem+json": next(iter(problem["content"].values()))}
+                    _describe_problems(operation["responses"])
         return super().openapi()
+
+
+def _describe_problems(responses: dict[str, Any]) -> None:
+    """Every route may answer 503; and FastAPI gives a problem the media type of the route's good answer."""
+    problem = {"application/problem+json": next(iter(responses["4XX"]["content"].values()))}
+    responses["4XX"]["content"] = problem
+    away = responses.setdefault("503", {"description": "A part of the service is away, or has too much at hand"})
+    away["content"] = away.get("content", {}) | problem
+    away["headers"] = {
+        "Retry-After": {"description": "Seconds after which to ask again.", "schema": {"type": "integer"}}
+    }
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

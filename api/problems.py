@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 
 from revln.errors import (
     Conflict,
@@ -122,7 +123,10 @@ def install(app: FastAPI) -> None:
         code = {404: "not_found", 405: "method_not_allowed"}.get(err.status_code, "bad_request")
         title = str(err.detail).rstrip(".")
         detail = f"{title}: {request.method} {request.url.path}. GET /docs shows what there is."
-        return _problem(err.status_code, "about:blank", code, title, detail, request.url.path, dict(err.headers or {}))
+        headers = dict(err.headers or {})
+        if err.status_code == 405:
+            headers["Allow"] = ", ".join(_methods(request))
+        return _problem(err.status_code, "about:blank", code, title, detail, request.url.path, headers)
 
     async def unexpected(request: Request, err: Exception) -> JSONResponse:
         log.exception("%s %s failed", request.method, request.url.path, exc_info=err)
@@ -134,6 +138,13 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, bad_request)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(Exception, unexpected)
+
+
+def _methods(request: Request) -> list[str]:
+    """What the path allows: Starlette's own Allow names the methods of one route, and a path may have several."""
+    scopes = [{**request.scope, "method": method} for method in ("DELETE", "GET", "HEAD", "POST", "PUT")]
+    routes = request.app.routes
+    return [one["method"] for one in scopes if any(route.matches(one)[0] is Match.FULL for route in routes)]
 
 
 # --- what FastAPI and pydantic found ------------------------------------------------------------------------------

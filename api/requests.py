@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import Body
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, create_model
 
 from revln.jobs.kinds import KINDS, Priority
 from revln.jobs.schemas import Metadata
 from revln.jobs.webhooks import Webhook
 
-__all__ = ["JobRequest", "SubmitBody"]
+__all__ = ["JobRequest", "Moment", "SubmitBody"]
 
 MAX_DEADLINE_S = 30 * 86_400.0
 MAX_RETENTION_S = 3_650 * 86_400.0
+
+
+def _date_first(given: Any) -> Any:
+    """pydantic takes a number, also as a text, for seconds since 1970."""
+    if not isinstance(given, str) or not re.match(r"\d{4}-\d{2}-\d{2}", given):
+        raise ValueError("a time is wanted as RFC 3339 has it, as in 2026-11-24T03:00:00Z")
+    return given
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+# A field or a query parameter; UTC if it names no zone.
+Moment = Annotated[datetime, BeforeValidator(_date_first), AfterValidator(_in_utc)]
 
 
 class SubmitBody(BaseModel):

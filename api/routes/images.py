@@ -71,7 +71,7 @@ def _store(state: ApiState, tenant: str, data: bytes) -> tuple[bool, dict[str, A
     "/{sha256}",
     summary="The picture, or a thumbnail of it",
     response_class=Response,
-    responses={200: {"content": {"image/*": {}}}},
+    responses={200: {"content": {"image/*": {}}}, 304: {"description": "Still as `If-None-Match` has it"}},
 )
 def fetch(
     sha256: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")],

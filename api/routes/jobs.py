@@ -6,7 +6,6 @@ import io
 import json
 import re
 from collections.abc import AsyncIterable
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from api.answers import RESULTS, JobAnswer, JobDoneAnswer, JobPage
 from api.paging import decode_cursor, encode_cursor
 from api.problems import invalid
 from api.quotas import quotas_of
-from api.requests import JobRequest, SubmitBody
+from api.requests import JobRequest, Moment, SubmitBody
 from api.state import ApiState, State
 from api.submission import submit
 from api.views import etag, job_view, matches, result_view
@@ -140,14 +139,12 @@ def list_jobs(
     collection: str | None = None,
     tag: str | None = None,
     dead: Annotated[bool, Query(description="Only jobs with chunks that were given up: dead letters.")] = False,
-    created_after: Annotated[datetime | None, Query(description="RFC 3339; UTC if it names no zone.")] = None,
+    created_after: Annotated[Moment | None, Query(description="RFC 3339; UTC if it names no zone.")] = None,
     limit: Annotated[int, Query(ge=1, le=1_000)] = 50,
     cursor: str | None = None,
 ) -> dict[str, Any]:
     if kind is not None and kind not in KINDS:
         raise invalid("/kind", f"there is no kind {kind[:80]!r}; there are {', '.join(KINDS)}")
-    if created_after is not None and created_after.tzinfo is None:
-        created_after = created_after.replace(tzinfo=UTC)
     wanted = JobFilter(
         status=status,
         kind=kind,
@@ -170,7 +167,11 @@ def _plain(value: str | None) -> str | None:
     return value.replace("\x00", "\ufffd") if value is not None else None
 
 
-@router.get("/{job_id}", summary="Read a job, or wait for it to change", responses=_JOB)
+@router.get(
+    "/{job_id}",
+    summary="Read a job, or wait for it to change",
+    responses={**_JOB, 304: {"description": "Still as `If-None-Match` has it"}},
+)
 async def get_job(
     job: OwnJob,
     state: State,

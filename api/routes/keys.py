@@ -34,7 +34,7 @@ class KeyBody(BaseModel):
     name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")] = Field(
         description="Yours, to know it by in a listing."
     )
-    scopes: Annotated[set[Scope], Field(min_length=1)] = Field(
+    scopes: Annotated[list[Scope], Field(min_length=1, max_length=len(Scope))] = Field(
         description="submit changes what is the tenant's, read reads it, admin does both and makes keys."
     )
     tenant: Annotated[str, Field(pattern=TENANT_PATTERN)] | None = Field(
@@ -73,7 +73,13 @@ def create(body: KeyBody, state: State, caller: Admin) -> dict[str, Any]:
         raise Forbidden(f"An admin key of the tenant {caller.tenant} makes keys of that tenant, not of {tenant}.")
     quotas = db_keys.KeyQuotas(body.max_queued_items, body.max_queued_bytes, body.requests_per_s)
     made, key = db_keys.create_key(
-        state.db, caller, tenant=tenant, name=body.name, scopes=body.scopes, expires_s=body.expires_s, quotas=quotas
+        state.db,
+        caller,
+        tenant=tenant,
+        name=body.name,
+        scopes=set(body.scopes),
+        expires_s=body.expires_s,
+        quotas=quotas,
     )
     return {**key_view(made), "key": key}
 

@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse
 
 from api.access import Who
 from api.answers import ManifestAnswer
+from api.problems import invalid
 from api.state import State
 
 __all__ = ["router"]
@@ -23,7 +24,7 @@ router = APIRouter(prefix="/v1/manifests", tags=["manifests"])
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"application/jsonl": {"schema": {"type": "string", "format": "binary"}}},
+            "content": {"application/jsonl": {"schema": {"type": "string", "format": "binary", "minLength": 1}}},
         }
     },
 )
@@ -37,6 +38,8 @@ async def upload(request: Request, state: State, caller: Who) -> JSONResponse:
                 await run_sync(writer.write, piece)
                 lines += piece.count(b"\n")
                 last = piece[-1:]
+        if not lines and last == b"\n":
+            raise invalid("", "no bytes were sent; a manifest has one item a line")
         sha256, size = await run_sync(writer.commit)
     await run_sync(state.uploads.add, caller.tenant, "manifest", {sha256: size})
     return JSONResponse({"sha256": sha256, "lines": lines + (last != b"\n"), "size_bytes": size}, 201)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query
@@ -14,6 +13,7 @@ from api.access import Admin, OwnJob, Who
 from api.answers import DeliveryDetail, DeliveryPage, EnabledAnswer, ReplayAnswer, SecretsAnswer
 from api.paging import decode_cursor, encode_cursor
 from api.problems import invalid
+from api.requests import Moment
 from api.state import ApiState, State
 from api.views import delivery_view
 from revln.db import webhook_log
@@ -45,8 +45,8 @@ class ReplayBody(Strict):
 class RangeBody(Strict):
     """When it happened that was not told: RFC 3339, UTC if it names no zone."""
 
-    since: datetime
-    until: datetime | None = None
+    since: Moment
+    until: Moment | None = None
 
 
 class RotateBody(Strict):
@@ -100,8 +100,8 @@ def list_all(
 )
 def replay_range(body: RangeBody, state: State, caller: Who) -> dict[str, int]:
     """For after an outage of yours. Progress is left out."""
-    until = _seconds(body.until) if body.until else None
-    return {"replayed": webhook_log.replay(state.db, caller, since=_seconds(body.since), until=until)}
+    until = body.until.timestamp() if body.until else None
+    return {"replayed": webhook_log.replay(state.db, caller, since=body.since.timestamp(), until=until)}
 
 
 @router.post(
@@ -184,10 +184,6 @@ def _page(of: ApiState, tenant: str, limit: int, cursor: str | None, **wanted: A
     page = found[:limit]
     more = encode_cursor([page[-1].created_at, page[-1].id]) if len(found) > limit else None
     return {"webhooks": [delivery_view(each) for each in page], "next_cursor": more}
-
-
-def _seconds(at: datetime) -> float:
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
 def _secrets_view(secrets: list[WebhookSecret]) -> dict[str, Any]:

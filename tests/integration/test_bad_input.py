@@ -446,9 +446,13 @@ def _manifest(stack: Stack, content: bytes) -> dict[str, Any]:
     return {"manifest": {"sha256": answer.json()["sha256"]}}
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n  \n\t\r\n"], ids=["empty", "blank"])
-def test_a_manifest_without_items_is_422(stack: Stack, content: bytes) -> None:
-    refused = problem(send(stack, {"kind": "embed", "input": _manifest(stack, content)}), 422, "validation_failed")
+def test_a_manifest_of_no_bytes_is_422(stack: Stack) -> None:
+    assert "no bytes" in problem(stack.http.post("/v1/manifests"), 422, "validation_failed").detail
+
+
+def test_a_manifest_without_items_is_422(stack: Stack) -> None:
+    manifest = _manifest(stack, b"\n\n  \n\t\r\n")
+    refused = problem(send(stack, {"kind": "embed", "input": manifest}), 422, "validation_failed")
     assert refused.errors is not None
     assert refused.errors[0].pointer == "/input/manifest/sha256"
     assert "no items" in refused.detail
@@ -505,14 +509,15 @@ def test_what_does_not_exist_is_404(stack: Stack, method: str, path: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("method", "path"),
-    [("PUT", "/v1/jobs"), ("PATCH", f"/v1/jobs/{ABSENT}"), ("DELETE", "/v1/images"), ("POST", "/healthz"),
-     ("GET", f"/v1/jobs/{ABSENT}/cancel"), ("OPTIONS", "/v1/jobs"), ("TRACE", "/v1/models")],
+    ("method", "path", "allowed"),
+    [("PUT", "/v1/jobs", "GET, POST"), ("PATCH", f"/v1/jobs/{ABSENT}", "DELETE, GET"), ("DELETE", "/v1/images", "POST"),
+     ("POST", "/healthz", "GET"), ("GET", f"/v1/jobs/{ABSENT}/cancel", "POST"), ("OPTIONS", "/v1/jobs", "GET, POST"),
+     ("TRACE", "/v1/models", "GET"), ("PATCH", "/v1/collections/zoo", "DELETE, GET, PUT")],
 )  # fmt: skip
-def test_a_wrong_method_is_405(stack: Stack, method: str, path: str) -> None:
+def test_a_wrong_method_is_405(stack: Stack, method: str, path: str, allowed: str) -> None:
     answer = stack.http.request(method, path)
     assert method in problem(answer, 405, "method_not_allowed").detail
-    assert answer.headers["Allow"]
+    assert answer.headers["Allow"] == allowed
 
 
 def test_head_of_a_route_that_has_none_is_405_without_a_body(stack: Stack) -> None:
@@ -527,7 +532,8 @@ def test_head_of_a_route_that_has_none_is_405_without_a_body(stack: Stack) -> No
         ("/v1/jobs?limit=" + "9" * 5_000, "/limit"), ("/v1/jobs?limit=abc", "/limit"),
         ("/v1/jobs?status=nope", "/status"),
         ("/v1/jobs?kind=nope", "/kind"), ("/v1/jobs?created_after=yesterday", "/created_after"),
-        ("/v1/jobs?created_after=1e30", "/created_after"), ("/v1/jobs?cursor=x", "/cursor"),
+        ("/v1/jobs?created_after=1e30", "/created_after"), ("/v1/jobs?created_after=1700000000", "/created_after"),
+        ("/v1/jobs?cursor=x", "/cursor"),
         ("/v1/jobs?cursor=" + "W" * 50_000, "/cursor"),
         ("/v1/collections/zoo/items?limit=10001", "/limit"), ("/v1/collections/zoo/items?cursor=x", "/cursor"),
         ("/v1/collections/NOPE..", "/name"), ("/v1/collections/" + "a" * 64, "/name"),
@@ -543,7 +549,7 @@ def test_a_parameter_out_of_bounds_is_422_with_its_name(stack: Stack, path: str,
 
 @pytest.mark.parametrize(
     "query",
-    ["?created_after=0001-01-01T00:00:00", "?created_after=9999-12-31T23:59:59-12:00", "?created_after=-62135596800",
+    ["?created_after=0001-01-01T00:00:00", "?created_after=9999-12-31T23:59:59-12:00",
      "?tag=%00&collection=%00", "?collection=%27%20OR%201=1--", "?tag=%F0%9F%92%A5", "?unknown=1", "?limit=1&limit=2"],
 )  # fmt: skip
 def test_an_odd_but_possible_listing_is_answered(stack: Stack, query: str) -> None:

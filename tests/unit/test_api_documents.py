@@ -95,8 +95,9 @@ def test_each_kind_has_an_example_that_is_a_good_body(openapi: dict[str, Any]) -
 def test_openapi_names_what_every_route_answers_and_its_problems(openapi: dict[str, Any]) -> None:
     for path, verbs in openapi["paths"].items():
         for verb, operation in verbs.items():
-            problem = operation["responses"]["4XX"]["content"]
-            assert problem == {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+            problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
+            assert operation["responses"]["4XX"]["content"] == {"application/problem+json": problem}
+            assert operation["responses"]["503"]["content"]["application/problem+json"] == problem
             assert "422" not in operation["responses"]
             assert operation["summary"], f"{verb} {path}"
     assert "HTTPValidationError" not in openapi["components"]["schemas"]
