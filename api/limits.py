@@ -1,66 +1,144 @@
-"""Count the bytes of a body as they arrive: a chunked body has no Content-Length to believe."""
+"""How large, slow and costly a body may be, told as it arrives: a chunked one has no Content-Length to believe."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problems import problem_response
-from revln.errors import PayloadTooLarge
+from revln.errors import BodyTooSlow, PayloadTooLarge, RevlnError, Unavailable
 from revln.settings import Settings
 
 __all__ = ["LimitBody"]
 
 _MANIFESTS = "/v1/manifests"
+_GRACE_S = 30.0  # waited for a body besides a second for every 10 kB of it: a modem's pace
+_LEAST_BYTES_PER_S = 10_000
+# What characters of JSON become when it is parsed, in bytes of CPython 3.11: `[],[],…` takes 27 times its size.
+_PARSED_BYTES = {b",": 40, b"[": 40, b"{": 170, b'"': 25}
+_SHARE = 4  # of the memory for all bodies, one may take a quarter
 
 
 class LimitBody:
-    """ASGI middleware that answers 413 once a body is larger than its route allows."""
+    """ASGI middleware that answers 413, 408 or 503 once a body is too large, too slow, or too much beside others."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
-        self._limit = settings.max_body_bytes
-        self._manifest_limit = settings.max_manifest_bytes
+        self._settings = settings
+        self.held_bytes = 0  # by all bodies under way, as parsed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        manifest = scope["path"].rstrip("/") == _MANIFESTS
-        limit = self._manifest_limit if manifest else self._limit
-        setting = "REVLN_MAX_MANIFEST_BYTES" if manifest else "REVLN_MAX_BODY_BYTES"
-        way_out = "Split it." if manifest else "Upload pictures one by one, and long lists of items as a manifest."
-        declared = Headers(scope=scope).get("content-length", "")
-        size = f"has {declared} bytes" if declared.isdecimal() else "is larger than that"
-        too_large = PayloadTooLarge(f"At most {limit} bytes are read here ({setting}); the body {size}. {way_out}")
-        if declared.isdecimal() and int(declared) > limit:
-            await problem_response(too_large, scope["path"])(scope, receive, send)
-            return
-        seen = 0
+        body = _Body(self, self._settings, scope, receive)
         answered = False
-
-        async def count() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > limit:
-                raise _TooLarge
-            return message
 
         async def watch(message: Message) -> None:
             nonlocal answered
-            # A framework may have caught _TooLarge and made an answer of its own: ours goes out instead.
-            if answered or seen <= limit:
+            # A framework may have caught _Refused and made an answer of its own: ours goes out instead.
+            if answered or body.refusal is None:
                 answered = True
                 await send(message)
 
-        with contextlib.suppress(_TooLarge):
-            await self._app(scope, count, watch)
-        if seen > limit and not answered:
-            await problem_response(too_large, scope["path"])(scope, receive, send)
+        if body.refusal is None:
+            try:
+                with contextlib.suppress(_Refused):
+                    await self._app(scope, body.receive, watch)
+            finally:
+                self.held_bytes -= body.held_bytes
+        if body.refusal is not None and not answered:
+            await problem_response(body.refusal, scope["path"])(scope, receive, send)
 
 
-class _TooLarge(Exception):
+class _Body:
+    """One body on its way; ``refusal`` says why no more of it is read."""
+
+    def __init__(self, all_bodies: LimitBody, settings: Settings, scope: Scope, receive: Receive) -> None:
+        headers = Headers(scope=scope)
+        self._all = all_bodies
+        self._receive = receive
+        self._manifest = scope["path"].rstrip("/") == _MANIFESTS
+        self._is_json = "json" in headers.get("content-type", "").lower()
+        self._limit = settings.max_manifest_bytes if self._manifest else settings.max_body_bytes
+        self._memory = settings.body_memory_bytes
+        self._seen = 0
+        self._waited_s = 0.0
+        self._ended = False
+        self.held_bytes = 0
+        self.refusal: RevlnError | None = None
+        declared = headers.get("content-length", "")
+        self._size = f"has {declared} bytes" if declared.isdecimal() else "is larger than that"
+        if declared.isdecimal() and int(declared) > self._limit:
+            self.refusal = self._too_large()
+
+    async def receive(self) -> Message:
+        if self._ended:  # what comes now is the client's leaving, for which a stream waits
+            return await self._receive()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            async with asyncio.timeout(self._allowed_s - self._waited_s):
+                message = await self._receive()
+        except TimeoutError:
+            raise self._refuse(self._too_slow()) from None
+        self._waited_s += loop.time() - began  # not what we took for it ourselves
+        self._ended = not message.get("more_body", False)
+        self._count(message.get("body", b""))
+        return message
+
+    @property
+    def _allowed_s(self) -> float:
+        return _GRACE_S + self._seen / _LEAST_BYTES_PER_S
+
+    def _count(self, piece: bytes) -> None:
+        self._seen += len(piece)
+        if self._seen > self._limit:
+            raise self._refuse(self._too_large())
+        if self._manifest:  # goes to the blob store as it comes
+            return
+        parsed = sum(piece.count(char) * size for char, size in _PARSED_BYTES.items()) if self._is_json else 0
+        self.held_bytes += len(piece) + parsed
+        self._all.held_bytes += len(piece) + parsed
+        if parsed and self.held_bytes > self._memory // _SHARE:
+            raise self._refuse(self._too_many_values())
+        if self._all.held_bytes > self._memory:
+            raise self._refuse(
+                Unavailable(
+                    f"The bodies that are being read take more than {self._memory:,} bytes (REVLN_BODY_MEMORY_BYTES). "
+                    "Send this one again in a moment."
+                )
+            )
+
+    def _refuse(self, refusal: RevlnError) -> _Refused:
+        self.refusal = refusal
+        return _Refused()
+
+    def _too_large(self) -> PayloadTooLarge:
+        setting = "REVLN_MAX_MANIFEST_BYTES" if self._manifest else "REVLN_MAX_BODY_BYTES"
+        way_out = (
+            "Split it." if self._manifest else "Upload pictures one by one, and long lists of items as a manifest."
+        )
+        return PayloadTooLarge(
+            f"At most {self._limit} bytes are read here ({setting}); the body {self._size}. {way_out}"
+        )
+
+    def _too_slow(self) -> BodyTooSlow:
+        return BodyTooSlow(
+            f"{self._seen:,} bytes of the body came in {self._allowed_s:.0f} s: {_GRACE_S:g} s are waited, and one "
+            f"more for every {_LEAST_BYTES_PER_S:,} bytes. Send it faster, or in smaller parts."
+        )
+
+    def _too_many_values(self) -> PayloadTooLarge:
+        return PayloadTooLarge(
+            f"The first {self._seen:,} bytes of the body have so many values that they take {self.held_bytes:,} bytes "
+            f"when they are parsed; at most {self._memory // _SHARE:,} are given to one body, a quarter of "
+            "REVLN_BODY_MEMORY_BYTES. Send vectors as vector_b64, and long lists of items as a manifest."
+        )
+
+
+class _Refused(Exception):
     """Unwinds the route that was reading."""

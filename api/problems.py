@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Match
 
 from revln.errors import (
+    BodyTooSlow,
     Conflict,
     FieldError,
     Forbidden,
@@ -56,6 +57,7 @@ STATUS: dict[type[RevlnError], int] = {
     Unauthorized: 401,
     Forbidden: 403,
     NotFound: 404,
+    BodyTooSlow: 408,
     Conflict: 409,
     PayloadTooLarge: 413,
     UnsupportedMedia: 415,

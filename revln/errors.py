@@ -9,6 +9,7 @@ RevlnError
 │   ├── Conflict             the thing exists, but not in a state that allows this
 │   ├── IdempotencyMismatch  the same Idempotency-Key with another body
 │   ├── PayloadTooLarge      more bytes than the limit
+│   ├── BodyTooSlow          a body that does not come (retryable)
 │   ├── UnsupportedMedia     a content type that the route does not read
 │   ├── TooBusy              more waits than a quota allows; says when to come again (retryable) …
 │   │   └── RateLimited      … or more is asked than a key may
@@ -42,6 +43,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 __all__ = [
+    "BodyTooSlow",
     "CollectionMoved",
     "Conflict",
     "DeadlineExceeded",
@@ -144,6 +146,12 @@ class IdempotencyMismatch(UsersError):
 class PayloadTooLarge(UsersError):
     code = "payload_too_large"
     default_message = "The body is larger than the limit."
+
+
+class BodyTooSlow(UsersError):
+    code = "body_too_slow"
+    retryable = True
+    default_message = "The body did not come in time."
 
 
 class UnsupportedMedia(UsersError):

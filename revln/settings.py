@@ -64,6 +64,14 @@ class Settings(BaseModel):
     api_threads: int = Field(32, ge=1, le=1024, description="Threads for the API's database work; waiting takes none.")
     public_url: str = Field("", description="Prefix of the links in answers. Empty: they are relative.")
     max_body_bytes: int = Field(25 * 2**20, ge=1024, description="Largest request body; larger answers 413.")
+    body_memory_bytes: int = Field(
+        2**30,
+        ge=2**20,
+        description="Most memory for the bodies that one process reads and parses at once; above it 503.",
+    )
+    max_connections: int = Field(
+        2_000, ge=1, description="Most connections that one API process keeps open; requests on more answer 503."
+    )
     max_manifest_bytes: int = Field(4 * 2**30, ge=1024, description="Largest manifest upload.")
     max_job_items: int = Field(1_000_000, ge=1, description="Most items in one job; above that, submit several.")
     max_queued_items: int = Field(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import resource
 import socket
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = ["api", "db", "flower", "flower_arguments", "require_flower_login", "w
 
 # A long-poll or SSE stream may last a minute; clients reconnect, so a restart of the API need not wait for them.
 API_GRACE_S = 5
+FILES_BESIDE = 256  # open files of the API that are no client's connection: databases, Redis, blobs
 OFFLINE_WORKERS_S = 600  # a restarted worker has a new name; its old one leaves Flower's list after this
 FLOWER_SAVE_MS = 30_000
 
@@ -47,6 +49,7 @@ def api(host: str | None, port: int | None) -> None:
 
     configure_logging(settings)
     give_back_large_blocks()
+    _allow_open_files(2 * settings.max_connections + FILES_BESIDE)
     uvicorn.run(
         "api.app:create_app",
         factory=True,
@@ -58,8 +61,17 @@ def api(host: str | None, port: int | None) -> None:
         timeout_graceful_shutdown=API_GRACE_S,
         server_header=False,
         http=GuardedHttp,
+        limit_concurrency=settings.max_connections,
         ws="none",  # nothing here speaks it
     )
+
+
+def _allow_open_files(count: int) -> None:
+    """As many as the system lets us: 1,024 is common, which fewer clients would use up."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @click.command()
