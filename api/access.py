@@ -19,11 +19,12 @@ from revln.db.jobs import Job, get_job
 from revln.errors import NotFound
 from revln.jobs.schemas import CollectionName
 
-__all__ = ["Admin", "Name", "Operator", "OwnCollection", "OwnJob", "Who"]
+__all__ = ["Admin", "Name", "Operator", "OwnCollection", "OwnJob", "Sha256", "Who"]
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 Name = Annotated[CollectionName, Path()]
+Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 
 
 async def _caller(request: Request) -> Caller:

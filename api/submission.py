@@ -58,10 +58,11 @@ def submit(state: ApiState, by: Caller, body: SubmitBody, idempotency_key: str |
     if kind.name == "index" and items is None and kind.source_field not in parameters:
         items = [None]  # what there is to be done is known when it runs
     source = parameters.get(kind.source_field)
+    images: set[str] = set()
     chunk_items = _MANY_ITEMS if _is_quick(parameters, collection) else kind.chunk_items
     if items is not None:
         queried = collection if kind.name == "search" else None
-        _take_inline(state, by.tenant, items, f"/input/{kind.items_field}", queried)
+        images = _take_inline(state, by.tenant, items, f"/input/{kind.items_field}", queried)
         total, chunks = len(items), list(_slices(items, chunk_items))
     else:
         assert source is not None
@@ -93,6 +94,8 @@ def submit(state: ApiState, by: Caller, body: SubmitBody, idempotency_key: str |
             request_sha256=request_sha256,
             webhook=_webhook(state, body),
             size_bytes=size_bytes,
+            images=images,
+            manifest=source["sha256"] if items is None and source else None,
             quotas=quotas,
         ),
     )
@@ -201,12 +204,15 @@ def _is_quick(parameters: dict[str, Any], collection: Collection | None) -> bool
     return "operation" in parameters and (writes_only or (collection is not None and not collection.has_model))
 
 
-def _take_inline(state: ApiState, tenant: str, items: list[Any], pointer: str, collection: Collection | None) -> None:
-    """Move base64 images into the blob store (rows stay small, the same bytes are kept once).
+def _take_inline(
+    state: ApiState, tenant: str, items: list[Any], pointer: str, collection: Collection | None
+) -> set[str]:
+    """Move base64 images into the blob store (rows stay small, the same bytes are kept once); all that are named then.
 
     With a ``collection`` they are queries, which must be such as can be asked of it.
     """
-    stored: dict[str, int] = {}
+    sent: list[bytes] = []
+    named: set[str] = set()
     for part, place in _parts(items, pointer):
         image = part.get("image") or {}
         if collection is not None:
@@ -216,9 +222,12 @@ def _take_inline(state: ApiState, tenant: str, items: list[Any], pointer: str, c
                 data = base64.b64decode(encoded, validate=True)
             except (binascii.Error, ValueError) as err:
                 raise invalid(f"{place}/image/base64", f"not base64: {err}") from err
-            image["sha256"] = state.uploads.store(data)
-            stored[image["sha256"]] = len(data)
-    state.uploads.add(tenant, "image", stored)
+            image["sha256"] = hashlib.sha256(data).hexdigest()
+            sent.append(data)
+        if "sha256" in image:
+            named.add(image["sha256"])
+    state.uploads.put(tenant, sent)
+    return named
 
 
 def _check_query(part: dict[str, Any], place: str, collection: Collection) -> None:

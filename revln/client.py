@@ -238,6 +238,10 @@ class RevlnClient:
         headers = {"Content-Type": guessed or "application/octet-stream"}
         return self._json("POST", "/v1/images", content=data, headers=headers)
 
+    def delete_upload(self, sha256: str, kind: str = "image") -> None:
+        """Delete an uploaded picture, or a ``manifest``. Raises for one that a job or an item needs."""
+        self._send("DELETE", f"/v1/{kind}s/{quote(sha256)}")
+
     def upload_manifest(self, lines: Iterable[bytes]) -> dict[str, Any]:
         """Store a JSON-lines file of items, streamed; the answer's ``sha256`` names it in a job's ``manifest``.
 

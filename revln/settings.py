@@ -184,6 +184,11 @@ class Settings(BaseModel):
     )
     publish_window: int = Field(256, ge=1, description="Most chunks of one queue on Redis at once.")
     retention_s: float = Field(7 * 86_400, ge=1, description="How long a finished job and its result are kept.")
+    upload_retention_s: float = Field(
+        30 * 86_400,
+        ge=86_400,
+        description="How long an uploaded picture or manifest is kept once no job and no item needs it.",
+    )
     embedding_retention_s: float = Field(
         30 * 86_400, ge=0, description="How long a computed vector is kept to spare computing it again."
     )

@@ -75,7 +75,9 @@ def _fetch(runtime: Runtime, tenant: str, url: str) -> Content:
 
     They are read again when they are decoded: kept until then, the 64 of one chunk would be 1.6 GB.
     """
-    sha256, _ = runtime.uploads.put(tenant, runtime.fetcher.get(url))
+    data = runtime.fetcher.get(url)
+    sha256 = hashlib.sha256(data).hexdigest()
+    runtime.uploads.put(tenant, [data])
     return Content("image:" + sha256, Operation.EMBED_IMAGE, image_sha256=sha256)
 
 

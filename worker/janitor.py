@@ -10,6 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from threading import Event, Thread
 
 from revln.db import deliveries, retention, sweep
@@ -24,12 +25,14 @@ __all__ = ["Janitor"]
 log = logging.getLogger(__name__)
 
 _CLEAN_S = 60.0
-_COLLECT_S = 3_600.0  # a walk over all files
+_COLLECT_S = 3_600.0  # a walk over the files of snapshots
+_COLLECT_UPLOADS_S = 86_400.0  # and over all pictures and manifests: what it finds, only a crash has left
+_YOUNG = timedelta(hours=1)  # an upload of before this version wrote its bytes first
 _LOOK_S = 1.0
 
 
 class Janitor:
-    """Cleans every minute, collects every hour; at other moments than the other workers."""
+    """Cleans every minute, collects every hour and every day; at other moments than the other workers."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -44,7 +47,11 @@ class Janitor:
         self._thread.join(timeout=5.0)
 
     def _run(self) -> None:
-        rounds: list[tuple[float, Callable[[], None]]] = [(_CLEAN_S, self._clean), (_COLLECT_S, self._collect)]
+        rounds: list[tuple[float, Callable[[], None]]] = [
+            (_CLEAN_S, self._clean),
+            (_COLLECT_S, self._collect),
+            (_COLLECT_UPLOADS_S, self._collect_uploads),
+        ]
         due = [time.monotonic() + every_s * random.random() for every_s, _ in rounds]  # noqa: S311 - jitter
         while not self._stop.wait(_LOOK_S):
             for at, (every_s, work) in enumerate(rounds):
@@ -64,6 +71,7 @@ class Janitor:
         for remove in (
             lambda _: retention.retire_expired(db),
             lambda most: retention.purge(db, most),
+            lambda most: self._runtime.uploads.expire(settings.upload_retention_s, most),
             lambda most: retention.expire_embeddings(db, settings.embedding_retention_s, most),
             lambda most: retention.expire_audit(db, settings.audit_retention_s, most),
             lambda most: deliveries.give_up(db, most),
@@ -74,3 +82,7 @@ class Janitor:
     def _collect(self) -> None:
         mend_usage(self._runtime.db)
         collect_files(self._runtime.db, self._runtime.blobs)
+
+    def _collect_uploads(self) -> None:
+        if deleted := self._runtime.uploads.collect(_YOUNG):
+            log.info("deleted %d uploads that were nobody's", deleted)

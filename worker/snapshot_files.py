@@ -29,6 +29,7 @@ def collect_files(db: Database, blobs: BlobStore, young: timedelta = _YOUNG) -> 
                 continue
         deleted += blobs.delete(file.sha256, PREFIX, not_since=file.modified)
     blobs.remove_unfinished()
+    blobs.remove_damaged()
     if deleted:
         log.info("deleted %d files of snapshots that are gone", deleted)
     return deleted

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse
 
-from api.access import Who
+from api.access import Sha256, Who
 from api.answers import ImageAnswer
 from api.problems import invalid
 from api.state import ApiState, State
@@ -57,7 +57,7 @@ async def upload(request: Request, state: State, caller: Who) -> Response:
 def _store(state: ApiState, tenant: str, data: bytes) -> tuple[bool, dict[str, Any]]:
     facts = inspect_image(data, state.image_limits)
     # Known means known to the tenant: that others have the same picture is theirs to know.
-    _, new = state.uploads.put(tenant, data)
+    new = state.uploads.put(tenant, [data])
     return not new, {
         "sha256": facts.sha256,
         "media_type": facts.media_type,
@@ -74,7 +74,7 @@ def _store(state: ApiState, tenant: str, data: bytes) -> tuple[bool, dict[str, A
     responses={200: {"content": {"image/*": {}}}, 304: {"description": "Still as `If-None-Match` has it"}},
 )
 def fetch(
-    sha256: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")],
+    sha256: Sha256,
     state: State,
     caller: Who,
     width: Annotated[int | None, Query(ge=THUMBNAIL_WIDTHS[0], le=THUMBNAIL_WIDTHS[1])] = None,
@@ -95,3 +95,9 @@ def fetch(
         return Response(thumbnail(data, state.image_limits, width), media_type=THUMBNAIL_MEDIA_TYPE, headers=headers)
     facts = inspect_image(data, state.image_limits)
     return Response(data, media_type=facts.media_type, headers=headers)
+
+
+@router.delete("/{sha256}", status_code=204, summary="Delete a picture that no job and no item needs")
+def delete(sha256: Sha256, state: State, caller: Who) -> Response:
+    state.uploads.delete(caller, "image", sha256)
+    return Response(status_code=204)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
-from api.access import Who
+from api.access import Sha256, Who
 from api.answers import ManifestAnswer
 from api.problems import invalid
 from api.state import State
@@ -40,6 +40,11 @@ async def upload(request: Request, state: State, caller: Who) -> JSONResponse:
                 last = piece[-1:]
         if not lines and last == b"\n":
             raise invalid("", "no bytes were sent; a manifest has one item a line")
-        sha256, size = await run_sync(writer.commit)
-    await run_sync(state.uploads.add, caller.tenant, "manifest", {sha256: size})
+        sha256, size = await run_sync(state.uploads.commit, caller.tenant, "manifest", writer)
     return JSONResponse({"sha256": sha256, "lines": lines + (last != b"\n"), "size_bytes": size}, 201)
+
+
+@router.delete("/{sha256}", status_code=204, summary="Delete a manifest that no job needs")
+def delete(sha256: Sha256, state: State, caller: Who) -> Response:
+    state.uploads.delete(caller, "manifest", sha256)
+    return Response(status_code=204)

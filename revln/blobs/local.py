@@ -85,10 +85,11 @@ class LocalFiles:
         target = self._root / to
         target.parent.mkdir(parents=True, exist_ok=True)
         (self._root / path).replace(target)
+        os.utime(target)  # what is kept for a while is kept from now on
 
-    def remove_unfinished(self, older_than_s: float) -> int:
+    def remove_old(self, folder: str, older_than_s: float) -> int:
         before, removed = time.time() - older_than_s, 0
-        for path in (self._root / UNFINISHED).glob("*"):
+        for path in (self._root / folder).glob("*"):
             try:
                 if path.stat().st_mtime < before:
                     path.unlink()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 
@@ -108,8 +108,9 @@ class RemoteFiles:
     def move(self, path: str, to: str) -> None:
         self._fs().mv(self._at(path), self._at(to))
 
-    def remove_unfinished(self, older_than_s: float) -> int:  # noqa: ARG002
-        return 0  # what waits is in the system's temporary folder, which has its own ways
+    def remove_old(self, folder: str, older_than_s: float) -> int:
+        before = datetime.now(UTC) - timedelta(seconds=older_than_s)
+        return sum(self.delete(f"{folder}/{name}") for name, at, _ in self.walk(folder) if at < before)
 
 
 def _modified(entry: dict[str, Any]) -> datetime:

@@ -203,9 +203,17 @@ class BlobStore:
                     yield BlobInfo(name, modified, size)
 
     def remove_unfinished(self, older_than_s: float = 86_400.0) -> int:
-        """Remove what writers that died have left behind; return how many files."""
+        """Remove what writers that died have left behind; return how many files.
+
+        Only in a folder: what is on its way to a remote store waits in the system's temporary folder.
+        """
         with answering("unfinished writes", UNFINISHED):
-            return self._files.remove_unfinished(older_than_s)
+            return self._files.remove_old(UNFINISHED, older_than_s)
+
+    def remove_damaged(self, older_than_s: float = 7 * 86_400.0) -> int:
+        """Remove what was set aside so long ago; return how many files."""
+        with answering("damaged blobs", _DAMAGED):
+            return self._files.remove_old(_DAMAGED, older_than_s)
 
     def _set_aside(self, sha256: str, prefix: str, size: int) -> ItemNotFound:
         aside = f"{_DAMAGED}/{prefix}-{sha256}-{uuid.uuid4().hex[:8]}"

@@ -38,12 +38,20 @@ class BlobWriter:
         with answering("a new blob", self._prefix):
             self._draft.file.write(chunk)
 
+    @property
+    def sha256(self) -> str:
+        """Of what has been written so far."""
+        return self._digest.hexdigest()
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size
+
     def commit(self) -> tuple[str, int]:
         """Make the blob visible under its hash; return the hash and the size."""
-        sha256 = self._digest.hexdigest()
-        with answering(sha256, self._prefix):
-            self._draft.finish(blob_path(sha256, self._prefix), self._size)
-        return sha256, self._size
+        with answering(self.sha256, self._prefix):
+            self._draft.finish(blob_path(self.sha256, self._prefix), self._size)
+        return self.sha256, self._size
 
     def __enter__(self) -> Self:
         return self

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, delete, func, select
 
 from revln.db import tables
 from revln.db.engine import Database, db_now
 from revln.db.keyed import by_keys
 from revln.db.upsert import insert_or_ignore
 
-__all__ = ["cached_vectors", "store_vectors"]
+__all__ = ["cached_vectors", "forget_vectors", "store_vectors"]
 
 
 _IN_BATCH = 500
@@ -28,6 +28,18 @@ def cached_vectors(connection: Connection, fingerprint: str, keys: Sequence[str]
         query = by_keys(connection, [columns.content_key, columns.vector], owner, columns.content_key, part)
         found.update({row.content_key: row.vector for row in connection.execute(query)})
     return found
+
+
+def forget_vectors(connection: Connection, key: str) -> None:
+    """Forget what any model has computed of one content."""
+    columns, fingerprint = tables.embeddings.c, ""
+    # From one fingerprint to the next: there are few, and the key begins with them.
+    following = select(func.min(columns.fingerprint))
+    while found := connection.scalar(following.where(columns.fingerprint > fingerprint)):
+        fingerprint = found
+        connection.execute(
+            delete(tables.embeddings).where(columns.fingerprint == fingerprint, columns.content_key == key)
+        )
 
 
 def store_vectors(db: Database, fingerprint: str, computed: Mapping[str, bytes]) -> None:

@@ -21,6 +21,7 @@ _JOBS = 100  # retired, or purged together
 _OF_A_JOB: tuple[tuple[Table, tuple[str, ...]], ...] = (
     (tables.chunks, ("job_id", "number")),
     (tables.events, ("id",)),
+    (tables.job_uploads, ("job_id", "kind", "sha256")),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -17,8 +17,9 @@ from revln.db.engine import Database, db_now
 from revln.db.job_changes import add_event
 from revln.db.jobs import JOB_COLUMNS, Job, get_job, job_from_row
 from revln.db.turns import last_turn
+from revln.db.uploads import hold_uploads
 from revln.db.usage import NO_QUOTAS, Quotas, Usage, charge, check_quotas, check_total, lock_tenant
-from revln.errors import IdempotencyMismatch
+from revln.errors import IdempotencyMismatch, NotFound
 from revln.jobs.state import ChunkState, JobStatus
 
 __all__ = ["NewChunk", "NewJob", "find_by_key", "submit_job"]
@@ -69,6 +70,8 @@ class NewJob:
     request_sha256: str | None = None
     webhook: dict[str, Any] | None = None  # revln.db.webhooks says what is in it
     size_bytes: int = 0
+    images: Collection[str] = ()  # named by their SHA-256
+    manifest: str | None = None
     quotas: Quotas = NO_QUOTAS
 
 
@@ -78,6 +81,7 @@ def submit_job(db: Database, new: NewJob) -> tuple[Job, bool]:
     Raises:
         IdempotencyMismatch: the key was used with another body.
         TooBusy: the quotas have no room for it.
+        NotFound: its manifest was deleted meanwhile.
     """
     try:
         with db.write() as connection:
@@ -164,6 +168,9 @@ def _insert(connection: Connection, new: NewJob) -> Job:
     record(connection, new.by, "job.submit", f"{new.id} ({new.kind})")
     check_total(connection, more, new.quotas)
     charge(connection, tenant, key_id, more)
+    hold_uploads(connection, new.id, tenant, "image", new.images)
+    if new.manifest and not hold_uploads(connection, new.id, tenant, "manifest", [new.manifest]):
+        raise NotFound(f"The manifest {new.manifest} was deleted meanwhile. POST /v1/manifests uploads one.")
     return get_job(connection, new.id)
 
 

@@ -41,6 +41,7 @@ __all__ = [
     "embeddings",
     "events",
     "items",
+    "job_uploads",
     "jobs",
     "metadata",
     "model_orders",
@@ -74,6 +75,10 @@ def _tenant() -> Column[str]:
 
 def _count(name: str) -> Column[int]:
     return Column(name, BigInteger, nullable=False, server_default=text("0"))
+
+
+def _where(condition: str) -> dict[str, Any]:
+    return {f"{dialect}_where": text(condition) for dialect in ("sqlite", "postgresql")}
 
 
 jobs = Table(
@@ -121,8 +126,6 @@ jobs = Table(
     Index("ix_jobs_deleted_at", "deleted_at"),
 )
 
-_QUEUED: dict[str, Any] = {f"{dialect}_where": text("state = 'queued'") for dialect in ("sqlite", "postgresql")}
-
 chunks = Table(
     "chunks",
     metadata,
@@ -150,8 +153,8 @@ chunks = Table(
     Column("started_at", Double),
     Column("finished_at", Double),
     # Of what is queued alone: small however much has been done, and in the order in which it is done.
-    Index("ix_chunks_queue_turn", "queue", "turn", "job_id", "number", **_QUEUED),
-    Index("ix_chunks_queue_tenant_turn", "queue", "tenant", "turn", **_QUEUED),
+    Index("ix_chunks_queue_turn", "queue", "turn", "job_id", "number", **_where("state = 'queued'")),
+    Index("ix_chunks_queue_tenant_turn", "queue", "tenant", "turn", **_where("state = 'queued'")),
     Index("ix_chunks_state_lease_until", "state", "lease_until"),
     Index("ix_chunks_finished_at", "finished_at"),
 )
@@ -227,8 +230,7 @@ webhook_secrets = Table(
     Column("expires_at", Double),  # of one that was replaced
 )
 
-# URLs that answered 410: they want no more.
-disabled_webhooks = Table(
+disabled_webhooks = Table(  # URLs that answered 410: they want no more
     "disabled_webhooks",
     metadata,
     Column("tenant", String(64), primary_key=True),
@@ -306,6 +308,7 @@ vectors = Table(
     Column("metadata", _Json),
     Column("image_sha256", _Sha256),
     Column("created_at", Double, nullable=False),
+    Index("ix_vectors_image_sha256", "image_sha256", **_where("image_sha256 IS NOT NULL")),
 )
 
 items = Table(
@@ -328,6 +331,15 @@ uploads = Table(
     Column("last_used_at", Double, nullable=False),  # to the hour: revln/db/uploads.py
     Index("ix_uploads_kind_sha256", "kind", "sha256"),
     Index("ix_uploads_last_used_at", "last_used_at"),
+)
+
+job_uploads = Table(  # what a job names of its tenant's, written with it: revln/db/upload_ends.py
+    "job_uploads",
+    metadata,
+    Column("job_id", _Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("sha256", _Sha256, primary_key=True),
+    Index("ix_job_uploads_sha256", "sha256"),
 )
 
 # What waits of each key, kept up to date with the jobs that it repeats: revln/db/usage.py.

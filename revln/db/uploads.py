@@ -5,28 +5,53 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Literal
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 
 from revln.access import DEFAULT_TENANT
-from revln.db import tables
+from revln.db import bulk, tables
 from revln.db.engine import Database, db_now
 from revln.db.upsert import insert_or_ignore
 
-__all__ = ["UploadKind", "add_uploads", "default_tenant_since", "own_uploads", "used_uploads"]
+__all__ = [
+    "UploadKind",
+    "add_uploads",
+    "default_tenant_since",
+    "hold_uploads",
+    "lock_uploads",
+    "own_uploads",
+    "used_uploads",
+]
 
 UploadKind = Literal["image", "manifest"]
 
 _IN_BATCH = 500
 _TOUCH_S = 3_600.0  # a use is noted to the hour, so that reading a picture is hardly ever a write
 
+_LOCK = 0x72766C6E_75706C64  # of ours alone among PostgreSQL's advisory locks: "rvlnupld"
+
 _C = tables.uploads.c
 
 
+def lock_uploads(connection: Connection, *, alone: bool = False) -> None:
+    """Name uploads beside others who do, or take them away ``alone``, until the transaction ends.
+
+    SQLite's write transactions are alone anyway. Taken as late as can be: who takes uploads away waits for all others,
+    and those that come after wait for that one.
+    """
+    if connection.dialect.name == "postgresql":
+        lock = func.pg_advisory_xact_lock if alone else func.pg_advisory_xact_lock_shared
+        connection.execute(select(lock(_LOCK)))
+
+
 def add_uploads(db: Database, tenant: str, kind: UploadKind, sizes: Mapping[str, int]) -> set[str]:
-    """Give a tenant blobs by their SHA-256, each with its size in bytes; those that are new to it."""
+    """Give a tenant blobs by their SHA-256, each with its size in bytes; those that are new to it.
+
+    Before their bytes are put: once this has returned, nobody takes these away for nobody's.
+    """
     if not sizes:
         return set()
     with db.write() as connection:
+        lock_uploads(connection)
         known = set(_ages(connection, tenant, kind, sizes))
         now = connection.scalar(select(db_now()))
         rows = [
@@ -54,6 +79,20 @@ def used_uploads(db: Database, tenant: str, kind: UploadKind, sha256s: Collectio
 def own_uploads(connection: Connection, tenant: str, kind: UploadKind, sha256s: Collection[str]) -> set[str]:
     """The same within a transaction, without a note of the use."""
     return set(_ages(connection, tenant, kind, sha256s))
+
+
+def hold_uploads(
+    connection: Connection, job_id: str, tenant: str, kind: UploadKind, sha256s: Collection[str]
+) -> set[str]:
+    """Keep for a new job what it names, in its transaction, also what is uploaded later; what the tenant has now."""
+    if not sha256s:
+        return set()
+    lock_uploads(connection)
+    ages = _ages(connection, tenant, kind, sha256s)
+    rows = [(job_id, kind, sha256) for sha256 in set(sha256s)]
+    bulk.insert(connection, tables.job_uploads, ("job_id", "kind", "sha256"), rows)
+    _touch(connection, tenant, kind, {sha256 for sha256, age_s in ages.items() if age_s > _TOUCH_S})
+    return set(ages)
 
 
 def default_tenant_since(connection: Connection) -> float:

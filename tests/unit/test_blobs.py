@@ -301,6 +301,24 @@ def test_what_a_killed_writer_left_is_removed_when_it_is_old(local, tmp_path):
     assert everything_under(tmp_path) == []
 
 
+def test_what_was_set_aside_is_removed_when_it_has_lain_there_for_long(local, tmp_path):
+    sha256 = local.put(b"good bytes")
+    file_of(tmp_path, sha256).write_bytes(b"bad")
+    os.utime(file_of(tmp_path, sha256), (1_000, 1_000))
+    with pytest.raises(ItemNotFound, match="damaged"):
+        local.get(sha256)
+    assert local.remove_damaged() == 0, "its time begins when it is set aside"
+    assert local.remove_damaged(older_than_s=-1) == 1
+    assert everything_under(tmp_path) == []
+
+
+def test_what_was_set_aside_in_a_remote_store_is_removed_too():
+    store = BlobStore(f"memory://{uuid4().hex}")
+    with pytest.raises(ItemNotFound):
+        raise store._set_aside(store.put(b"x"), "images", 1)
+    assert (store.remove_damaged(), store.remove_damaged(older_than_s=-1), store.remove_damaged(-1)) == (0, 1, 0)
+
+
 @pytest.mark.parametrize("url", ["", "  ", "nosuch://place", "simplecache::s3://bucket"])
 def test_a_url_that_is_no_place_for_blobs_stops_start_up(url):
     with pytest.raises(SettingsError, match="REVLN_BLOB_URL"):
