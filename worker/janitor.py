@@ -14,6 +14,7 @@ from datetime import timedelta
 from threading import Event, Thread
 
 from revln.db import deliveries, retention, sweep
+from revln.db.blanking import blank_replaced
 from revln.db.collections import collection_ids
 from revln.db.usage import mend_usage
 from worker.retention import in_steps
@@ -74,6 +75,7 @@ class Janitor:
             lambda most: self._runtime.uploads.expire(settings.upload_retention_s, most),
             lambda most: retention.expire_embeddings(db, settings.embedding_retention_s, most),
             lambda most: retention.expire_audit(db, settings.audit_retention_s, most),
+            lambda most: blank_replaced(db, most),
             lambda most: deliveries.give_up(db, most),
             lambda most: deliveries.delete_old(db, settings.webhook_retention_s, most),
         ):

@@ -180,7 +180,7 @@ def matching_seqs(
 ) -> tuple[NDArray[np.int64], int]:
     """The rows past ``after_seq`` whose metadata passes, in order, void ones included; and the last row looked at.
 
-    What a row of the log says never changes, so whoever keeps the answer need only ask for the rows that came since.
+    What a live row says never changes, so whoever keeps the answer need only ask for the rows that came since.
     """
     columns = tables.vectors.c
     head = connection.scalar(select(tables.collections.c.head_seq).where(tables.collections.c.id == collection_id))

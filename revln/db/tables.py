@@ -258,15 +258,15 @@ collections = Table(
     Column("model_fingerprint", String(128), nullable=False),
     Column("dim", Integer, nullable=False),
     _count("head_seq"),
+    _count("blanked_seq"),  # how far replaced rows have been: revln/db/blanking.py
     _count("count"),
     Column("metadata", _Json, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("updated_at", Double, nullable=False),
     Column("snapshot_id", _Id),  # the one that workers load; none: they replay the log from its beginning
-    # Of a generation that does not serve (revln.db.generations): whose it is, as what, and up to which row of its log.
-    Column("shadow_of", _Id),
+    Column("shadow_of", _Id),  # of a generation that does not serve (revln.db.generations): whose it is
     Column("shadow_role", String(16)),
-    Column("shadow_seq", BigInteger),
+    Column("shadow_seq", BigInteger),  # the row of that one's log up to which it has followed
     Index("uq_collections_tenant_name", "tenant", "name", unique=True),
 )
 

@@ -1,4 +1,4 @@
-"""Any order of upserts, deletes, builds, damage, rollbacks and restarts leaves what a dictionary holds."""
+"""Any order of upserts, deletes, builds, damage, rollbacks, restarts and blanking leaves what a dictionary holds."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from revln.access import OWNER
 from revln.blobs import BlobStore
+from revln.db.blanking import blank_replaced
 from revln.db.engine import Database
 from revln.db.migrate import upgrade
 from revln.db.snapshots import current_snapshot, roll_back
@@ -31,7 +32,7 @@ operations = st.lists(
         st.tuples(st.just("upsert"), st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9_999)), max_size=12)),
         st.tuples(st.just("delete"), st.lists(st.integers(0, 30), max_size=8, unique=True)),
         st.tuples(st.just("build"), st.sampled_from(["flat", "hnsw", "ivf"])),
-        st.tuples(st.sampled_from(["restart", "damage", "rollback"]), st.none()),
+        st.tuples(st.sampled_from(["restart", "damage", "rollback", "blank"]), st.none()),
     ),
     max_size=14,
 )
@@ -76,6 +77,8 @@ def test_any_interleaving_equals_brute_force(
                 cache = IndexCache(db, blobs)
             case "damage", _:
                 _damage(db, blobs, c.id)
+            case "blank", _:
+                blank_replaced(db, 10, settled_s=-1)
             case "rollback", _:
                 with suppress(Conflict):  # there is none before
                     roll_back(db, c.id, None, OWNER)
