@@ -68,6 +68,8 @@ def submit(state: ApiState, by: Caller, body: SubmitBody, idempotency_key: str |
         assert source is not None
         total, chunks = _manifest_chunks(state, by.tenant, source["sha256"], kind, chunk_items)
         size_bytes += chunks[-1].source_end
+    if kind.name == "caption":
+        _refuse_endless_captions(parameters, total, state.settings.max_caption_tokens)
     quotas = quotas_of(state.settings, by)
     where = kind.source_field if items is None else kind.items_field
     refuse_what_never_fits(quotas, Usage(total, size_bytes), f"/input/{where}")
@@ -190,6 +192,19 @@ def _captioner(state: ApiState, info: ModelInfo, wanted: str | None, collection:
     if wanted is None and Operation.CAPTION not in info.operations:
         return state.catalog.describe(state.catalog.default)
     return info
+
+
+def _refuse_endless_captions(parameters: dict[str, Any], total: int, most: int) -> None:
+    """Quotas count items, and one item may be a thousand times the work of another."""
+    rows = "num_captions" if parameters["temperature"] else "num_beams"
+    tokens = total * parameters[rows] * parameters["max_new_tokens"]
+    if tokens > most:
+        raise invalid(
+            "/input",
+            f"{total:,} items, {rows}={parameters[rows]} and max_new_tokens={parameters['max_new_tokens']} may take "
+            f"{tokens:,} tokens; at most {most:,} are generated in one job (REVLN_MAX_CAPTION_TOKENS): lower one of "
+            "them, or split the job",
+        )
 
 
 def _fingerprint(kind: JobKind, info: ModelInfo | None, collection: Collection | None) -> str | None:

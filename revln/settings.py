@@ -74,6 +74,12 @@ class Settings(BaseModel):
     )
     max_manifest_bytes: int = Field(4 * 2**30, ge=1024, description="Largest manifest upload.")
     max_job_items: int = Field(1_000_000, ge=1, description="Most items in one job; above that, submit several.")
+    max_caption_tokens: int = Field(
+        100_000_000,
+        ge=1,
+        description="Most tokens that one caption job may generate: items × num_beams (or num_captions, sampled) × "
+        "max_new_tokens.",
+    )
     max_queued_items: int = Field(
         20_000_000, ge=1, description="Most items waiting in all; above that a submission answers 429 with Retry-After."
     )

@@ -43,11 +43,12 @@ def find_evidence(context: Context, captioner: LoadedModel, contents: Sequence[C
     hits, _ = nearest(context, collection, good, wanted * _LOOK_FURTHER, filter_json=context.input.get("filter"))
     limit = _limit(context, retriever.model.info)
     found = iter(hits)
+    near = [vector if isinstance(vector, ItemError) else next(found) for vector in vectors]
     return [
-        Found(note=f"No evidence was looked for: {vector.message}")
-        if isinstance(vector, ItemError)
-        else _near(next(found), wanted, limit, collection)
-        for vector in vectors
+        Found(note=f"No evidence was looked for: {one.message}")
+        if isinstance(one, ItemError)
+        else _near(one, wanted, limit, collection)
+        for one in near
     ]
 
 

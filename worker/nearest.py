@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,11 +12,15 @@ from numpy.typing import NDArray
 
 from revln.db.collections import Collection, live_seqs, rows_by_seq
 from revln.db.log import read_vectors
+from revln.errors import ItemError, ItemInvalid
 from worker.context import Context
 
 __all__ = ["Wanted", "nearest"]
 
 _MAX_REACH = 10_000  # how far down the list dedup looks for hits that are no duplicates
+_SHOWN_BYTES = 64 * 2**20  # of all hits of a chunk: 100,000 of them may have 100 kB of text and metadata each
+_HIT_BYTES = 200  # of a hit without these
+_ROWS = 2_000  # looked up at once
 _TRIES = 5  # a log that grows during each of them
 
 
@@ -46,7 +51,7 @@ def nearest(
     offset: int = 0,
     filter_json: dict[str, Any] | None = None,
     dedup: float | None = None,
-) -> tuple[list[list[dict[str, Any]]], int]:
+) -> tuple[list[list[dict[str, Any]] | ItemError], int]:
     """For each vector its hits ``offset`` to ``offset + k``, best first, ties by the older row, as a search shows them;
     and the row of the log up to which they are true.
     """
@@ -126,16 +131,44 @@ def _folded(context: Context, collection: Collection, hits: list[_Found], dedup:
 
 def _shown(
     context: Context, collection: Collection, pages: list[list[_Found]], wanted: Sequence[Wanted]
-) -> list[list[dict[str, Any]]]:
-    seqs = [seq for hits in pages for hit in hits for seq in (hit.seq, *(hit.duplicates or ()))]
+) -> list[list[dict[str, Any]] | ItemError]:
+    """What is answered of each query; ItemInvalid for one whose hits are too much beside those before it."""
+    seqs = list(dict.fromkeys(seq for hits in pages for hit in hits for seq in (hit.seq, *(hit.duplicates or ()))))
+    rows: dict[int, dict[str, Any]] = {}
+    sizes: dict[int, int] = {}
+    unread: list[int] = []
     with context.runtime.db.read() as connection:
-        rows = rows_by_seq(connection, collection.id, seqs)
-    # A row may be gone if the collection was deleted under us: then the search is of what is left, nothing. And an item
-    # that was replaced since its row was looked up is still not to be seen.
-    return [
-        [_hit(rows, hit) for hit in hits if hit.seq in rows and rows[hit.seq]["item_id"] not in one.without]
-        for hits, one in zip(pages, wanted, strict=True)
-    ]
+        for start in range(0, len(seqs), _ROWS):
+            if sum(sizes.values()) > _SHOWN_BYTES:
+                unread = seqs[start:]
+                break
+            some = rows_by_seq(connection, collection.id, seqs[start : start + _ROWS])
+            rows.update(some)
+            sizes.update({seq: _size_of(row) for seq, row in some.items()})
+    left = _SHOWN_BYTES
+    shown: list[list[dict[str, Any]] | ItemError] = []
+    for hits, one in zip(pages, wanted, strict=True):
+        size = sum(sizes.get(hit.seq, 0) for hit in hits)
+        if size > left or not {hit.seq for hit in hits}.isdisjoint(unread):
+            shown.append(_too_much(size))
+            continue
+        left -= size
+        # A row may be gone if the collection was deleted under us: then the search is of what is left, nothing. And an
+        # item that was replaced since its row was looked up is still not to be seen.
+        there = [hit for hit in hits if hit.seq in rows and rows[hit.seq]["item_id"] not in one.without]
+        shown.append([_hit(rows, hit) for hit in there])
+    return shown
+
+
+def _size_of(row: dict[str, Any]) -> int:
+    return _HIT_BYTES + len(row["text"] or "") + (len(json.dumps(row["metadata"])) if row["metadata"] else 0)
+
+
+def _too_much(size: int) -> ItemError:
+    return ItemInvalid(
+        f"This query's hits have {size:,} bytes of texts and metadata, and all that are answered with it may have "
+        f"{_SHOWN_BYTES:,}. Ask for fewer (k), page by page (offset), or in several jobs."
+    )
 
 
 def _hit(rows: dict[int, dict[str, Any]], hit: _Found) -> dict[str, Any]:

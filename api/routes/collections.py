@@ -25,6 +25,8 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/collections", tags=["collections"])
 
+_PAGE_BYTES = 32 * 2**20  # 10,000 items of 16,384 numbers each would be 873 MB
+
 _ONE: dict[int | str, dict[str, Any]] = {200: {"model": CollectionAnswer}}
 
 
@@ -113,19 +115,20 @@ def items(
 ) -> Response:
     position = decode_cursor(cursor, str)
     wanted = _filter(filter)
+    page: list[bytes] = []
+    size, last, more = 0, "", None
     with state.db.read() as connection:
-        found = db_collections.list_items(
-            connection,
-            collection.id,
-            limit + 1,
-            position[0] if position else None,
-            wanted=wanted,
-            with_vectors=vectors,
-        )
-    page = found[:limit]
-    more = encode_cursor([page[-1]["item_id"]]) if len(found) > limit else None
-    # Not through a model: a page of vectors is long, and this route already runs in a thread of its own.
-    return JSONResponse({"items": [item_view(row) for row in page], "next_cursor": more})
+        after = position[0] if position else None
+        for row in db_collections.list_items(
+            connection, collection.id, limit + 1, after, wanted=wanted, with_vectors=vectors
+        ):
+            if len(page) == limit or size > _PAGE_BYTES:
+                more = encode_cursor([last])
+                break
+            page.append(json.dumps(item_view(row), ensure_ascii=False, separators=(",", ":")).encode())
+            size, last = size + len(page[-1]), row["item_id"]
+    body = b'{"items":[%s],"next_cursor":%s}' % (b",".join(page), json.dumps(more).encode())
+    return Response(body, media_type="application/json")
 
 
 def _filter(given: str | None) -> Filter | None:

@@ -39,7 +39,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 _NPY = "application/x-npy"
 _PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})", re.IGNORECASE)
-_INLINE_RESULT_ITEMS = 1_000  # `Prefer: wait` answers with at most one page of the result
+_INLINE_RESULT_ITEMS = 1_000  # `Prefer: wait` answers with at most one page of the result, cut where it is too large
 
 Wait = Annotated[float, Query(ge=0, le=600, description="Hold the answer up to this many seconds for a change.")]
 Limit = Annotated[int, Query(ge=1, le=10_000)]
@@ -59,9 +59,9 @@ def _position(state: ApiState, job: Job) -> int | None:
         return db_jobs.queue_position(connection, job)
 
 
-def _page(state: ApiState, job: Job, offset: int, limit: int) -> dict[str, Any]:
+def _page(state: ApiState, job: Job, offset: int, limit: int, cut: bool = False) -> dict[str, Any]:
     with state.db.read() as connection:
-        page = result_items(connection, job.id, offset, limit)
+        page = result_items(connection, job.id, offset, limit, cut=cut)
     dim = state.catalog.describe(job.model).dim if job.model in state.catalog.names else None
     return result_view(job, page, dim)
 
@@ -102,7 +102,7 @@ async def submit_job(
         headers["Preference-Applied"] = f"wait={wait_s:g}"
         job, position = await _until(state, caller, job.id, lambda now: now.status.done, wait_s)
         if job.status.done:
-            more["result"] = await run_sync(_page, state, job, 0, _INLINE_RESULT_ITEMS)
+            more["result"] = await run_sync(_page, state, job, 0, _INLINE_RESULT_ITEMS, True)
     else:
         _, position = await run_sync(_read, state, job.id)
     status = 200 if "result" in more else 202
@@ -215,7 +215,7 @@ def _as_npy(state: ApiState, job: Job, offset: int, limit: int) -> bytes:
     if job.kind != "embed" or job.model is None:
         raise UnsupportedMedia(f"A {job.kind} job has no vectors; ask for application/json.")
     with state.db.read() as connection:
-        page = result_items(connection, job.id, offset, limit)
+        page = result_items(connection, job.id, offset, limit, as_json=False)
     dim = next((len(vector) for _, vector in page if vector is not None), None) or state.catalog.describe(job.model).dim
     rows = np.full((max(0, min(limit, job.total - offset)), dim or 0), np.nan, dtype=np.float32)
     for item, vector in page:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 from uuid import UUID
@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 _IN_BATCH = 500  # values in one IN (…); SQLite's own limit is far higher, its planner is happier here
+
+_FEW = 64  # items with their vectors that are held at once while they are paged
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +216,8 @@ def list_items(
     *,
     wanted: Filter | None = None,
     with_vectors: bool = False,
-) -> list[dict[str, Any]]:
-    """Live items in the order of their ids, a page at a time."""
+) -> Iterator[dict[str, Any]]:
+    """Live items in the order of their ids, read a few at a time: one may have 100 kB, and as much of vector."""
     in_index_order(connection)
     vectors, items = tables.vectors.c, tables.items.c
     shown = [items.item_id, items.seq, vectors.text, vectors.metadata, vectors.image_sha256]
@@ -230,4 +232,6 @@ def list_items(
         query = query.where(items.item_id > after_id)
     if wanted is not None:
         query = query.where(filter_clause(wanted, vectors.metadata, connection))
-    return [dict(row._mapping) for row in connection.execute(query)]
+    with connection.execute(query, execution_options={"yield_per": _FEW}) as rows:
+        for row in rows:
+            yield dict(row._mapping)

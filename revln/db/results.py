@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Text, select
 
 from revln.db import tables
+from revln.errors import FieldError, ValidationFailed
 
-__all__ = ["result_items", "vectors_from_bytes", "vectors_to_bytes"]
+__all__ = ["PAGE_BYTES", "result_items", "vectors_from_bytes", "vectors_to_bytes"]
+
+PAGE_BYTES = 128 * 2**20  # of a result as JSON: 10,000 items of 650 numbers, or of 13 kB of hits or evidence
+_TEXT_OF_VECTOR = 5  # -0.012246512807905674 for four bytes
 
 
-def result_items(connection: Connection, job_id: str, offset: int, limit: int) -> list[tuple[dict[str, Any], Any]]:
-    """The finished items with ``offset ≤ index < offset + limit``, in order, each with its (D,) vector or None."""
+def result_items(
+    connection: Connection, job_id: str, offset: int, limit: int, *, as_json: bool = True, cut: bool = False
+) -> list[tuple[dict[str, Any], Any]]:
+    """The finished items with ``offset ≤ index < offset + limit``, in order, each with its (D,) vector or None.
+
+    ``as_json`` says that vectors will be written as numbers in text, which makes five times as much of them; ``cut``
+    that a page which is too large ends early.
+
+    Raises:
+        ValidationFailed: the page is too large.
+    """
     columns = tables.results.c
-    rows = connection.execute(
-        select(columns["items"], columns.vectors)
+    query = (
+        select(columns["items"].cast(Text), columns.vectors)
         .where(
             columns.job_id == job_id,
             columns.first_index < offset + limit,
@@ -26,14 +41,31 @@ def result_items(connection: Connection, job_id: str, offset: int, limit: int) -
         .order_by(columns.first_index)
     )
     page: list[tuple[dict[str, Any], Any]] = []
-    for items, raw in rows:
-        with_vector = [item for item in items if item.get("error") is None]
-        vectors = iter(vectors_from_bytes(raw, len(with_vector)) if raw is not None else ())
-        for item in items:
-            vector = next(vectors, None) if item.get("error") is None else None
-            if offset <= item["index"] < offset + limit:
-                page.append((item, vector))
+    size = 0
+    with connection.execute(query, execution_options={"yield_per": 1}) as rows:
+        for text, raw in rows:
+            size += len(text) + len(raw or b"") * (_TEXT_OF_VECTOR if as_json else 1)
+            if size > PAGE_BYTES and page:  # one chunk's is always given: no worker makes one that is too large
+                if cut:
+                    break
+                raise _too_large(limit, len(page))
+            page += [one for one in _with_vectors(json.loads(text), raw) if offset <= one[0]["index"] < offset + limit]
     return page
+
+
+def _with_vectors(items: list[dict[str, Any]], raw: bytes | None) -> Iterator[tuple[dict[str, Any], Any]]:
+    good = sum(item.get("error") is None for item in items)
+    vectors = iter(vectors_from_bytes(raw, good) if raw is not None else ())
+    for item in items:
+        yield item, next(vectors, None) if item.get("error") is None else None
+
+
+def _too_large(limit: int, fits: int) -> ValidationFailed:
+    detail = (
+        f"{limit:,} items of this result take more than {PAGE_BYTES:,} bytes; {fits:,} do not: ask for limit={fits}, "
+        "or for vectors with Accept: application/x-npy"
+    )
+    return ValidationFailed(f"/limit: {detail}", (FieldError(detail, "/limit"),))
 
 
 def vectors_to_bytes(vectors: NDArray[np.float32]) -> bytes:

@@ -86,8 +86,8 @@ def test_items_page_in_the_order_of_their_ids(db: Database) -> None:
     c = make(db)
     append(db, c, *(put(name) for name in ("d", "a", "c", "b")))
     with db.read() as connection:
-        first = collections.list_items(connection, c.id, 3)
-        rest = collections.list_items(connection, c.id, 3, first[-1]["item_id"])
+        first = list(collections.list_items(connection, c.id, 3))
+        rest = list(collections.list_items(connection, c.id, 3, first[-1]["item_id"]))
     assert [item["item_id"] for item in first + rest] == ["a", "b", "c", "d"]
 
 

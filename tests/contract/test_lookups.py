@@ -56,7 +56,7 @@ LOOKUPS: dict[str, Callable[[Connection, str], object]] = {
     "rows_by_seq": lambda connection, of: rows_by_seq(connection, of, SEQS),
     "live_seqs": lambda connection, of: live_seqs(connection, of, IDS),
     "item_vectors": lambda connection, of: item_vectors(connection, of, IDS),
-    "list_items": lambda connection, of: list_items(connection, of, FEW, "i2"),
+    "list_items": lambda connection, of: list(list_items(connection, of, FEW, "i2")),
     "read_vectors": lambda connection, of: read_vectors(connection, of, np.array(SEQS), DIM)[0],
     "read_log": lambda connection, of: read_log(connection, of, 50, DIM, FEW).seqs,
     "changes_after": lambda connection, of: changes_after(connection, of, 50, FEW).live,

@@ -45,12 +45,13 @@ def run_search(context: Context) -> Done:
         dedup=dedup_score(asked.get("dedup", False)),
     )
     found = iter(hits)
+    answers = [vector if isinstance(vector, ItemError) else next(found) for vector in vectors]
     return Done(
         [
-            Outcome(todo.index, error=vector)
-            if isinstance(vector, ItemError)
-            else Outcome(todo.index, fields={"hits": next(found), "seq": seq})
-            for todo, vector in zip(context.todo, vectors, strict=True)
+            Outcome(todo.index, error=answer)
+            if isinstance(answer, ItemError)
+            else Outcome(todo.index, fields={"hits": answer, "seq": seq})
+            for todo, answer in zip(context.todo, answers, strict=True)
         ]
     )
 
