@@ -65,7 +65,7 @@ class Settings(BaseModel):
     public_url: str = Field("", description="Prefix of the links in answers. Empty: they are relative.")
     max_body_bytes: int = Field(25 * 2**20, ge=1024, description="Largest request body; larger answers 413.")
     body_memory_bytes: int = Field(
-        2**30,
+        2**29,
         ge=2**20,
         description="Most memory for the bodies that one process reads and parses at once; above it 503.",
     )

@@ -95,8 +95,12 @@ class Receiver:
         )
         self._thread.start()
 
+    @property
+    def port(self) -> int:
+        return self._server.server_port
+
     def url(self, path: str = "/hook", host: str = "127.0.0.1") -> str:
-        return f"http://{host}:{self._server.server_port}{path}"
+        return f"http://{host}:{self.port}{path}"
 
     @property
     def types(self) -> list[str]:

@@ -70,7 +70,7 @@ def test_a_body_of_too_many_values_is_413_before_it_is_parsed(values: bytes, fit
     """Of 25 MB as they are sent; as many as fit are let through."""
     piece = values * (65_536 // len(values))
     pieces = [CHUNKED % b"/x", *[chunk(piece)] * (25 * 2**20 // len(piece)), b"0\r\n\r\n"]
-    with limited() as (port, guard):
+    with limited(body_memory_bytes=2**30) as (port, guard):
         told = problem(said(port, *pieces), 413, "payload_too_large")
         assert "REVLN_BODY_MEMORY_BYTES" in told
         assert "268,435,456" in told

@@ -10,6 +10,7 @@ import pytest
 
 from revln.errors import FetchError, FetchRefused
 from revln.fetch import UrlPoster, postable, seconds_asked
+from tests.hostile_urls import ADDRESSES, HOSTILE, SECRET, at_port, inside
 from tests.receivers import Receiver, running_receiver, status
 
 
@@ -94,10 +95,19 @@ def test_a_server_that_is_not_there_is_a_failure_that_names_no_path(receiver: Re
     assert "hunter2" not in caught.value.message
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "::ffff:127.0.0.1"])
-def test_a_name_that_leads_to_a_private_address_is_never_dialled(receiver: Receiver, address: str) -> None:
+@pytest.mark.parametrize("addresses", ADDRESSES, ids=" ".join)
+def test_a_name_that_leads_to_a_private_address_is_never_dialled(receiver: Receiver, addresses: list[str]) -> None:
     with pytest.raises(FetchRefused, match="leads to an address"):
-        poster(allow_private=False, addresses=("93.184.216.34", address)).post(receiver.url(host="hooks.test"), b"", {})
+        poster(allow_private=False, addresses=tuple(addresses)).post(receiver.url(host="hooks.test"), b"", {})
+    assert receiver.connections == 0
+
+
+@pytest.mark.parametrize("url", HOSTILE, ids=lambda url: url.encode("unicode_escape").decode()[:50])
+def test_a_hostile_url_is_refused_without_a_connection(receiver: Receiver, url: str) -> None:
+    with pytest.raises(FetchRefused) as caught:
+        UrlPoster(10.0, False, resolve=inside).post(at_port(url, receiver.port), b"", {})
+    assert not caught.value.retryable
+    assert SECRET not in caught.value.message
     assert receiver.connections == 0
 
 
