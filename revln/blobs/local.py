@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -43,7 +44,8 @@ class _LocalDraft:
             _fsync_folder(folder)
 
     def discard(self) -> None:
-        self.file.close()
+        with suppress(OSError):  # on a full disk: it writes what it still holds, fails, and is closed all the same
+            self.file.close()
         self._path.unlink(missing_ok=True)
 
 

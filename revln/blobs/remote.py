@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
@@ -33,7 +34,8 @@ class _RemoteDraft:
         self._files.upload(self.file.name, path, size)
 
     def discard(self) -> None:
-        self.file.close()
+        with suppress(OSError):  # as of a local draft
+            self.file.close()
 
 
 class RemoteFiles:

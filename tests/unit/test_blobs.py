@@ -277,6 +277,20 @@ def test_a_full_disk_is_a_retryable_error_that_says_so(local, tmp_path, monkeypa
     assert everything_under(tmp_path) == []
 
 
+def test_a_disk_that_is_full_for_what_is_still_buffered_is_that_error_too(local, tmp_path):
+    with Path("/dev/full").open("wb", buffering=0) as full:
+
+        def store() -> None:
+            with local.writer("images") as writer:
+                os.dup2(full.fileno(), writer._draft.file.fileno())
+                writer.write(b"less than a buffer")
+                writer.commit()
+
+        with pytest.raises(Unavailable, match="No space left"):
+            store()
+    assert everything_under(tmp_path) == []
+
+
 def test_a_storage_error_does_not_tell_clients_where_things_are(local, tmp_path):
     local.put(b"x")
     (tmp_path / "_unfinished").rmdir()
