@@ -12,7 +12,7 @@ import httpx
 
 from tests.inline import InlineStack
 from tests.pictures import png
-from tests.stack import wait_until
+from tests.stack import Stack, wait_until
 
 __all__ = ["BOOTSTRAP", "Owned", "client_of", "make_key", "own_everything", "run_job"]
 
@@ -20,13 +20,13 @@ BOOTSTRAP = "bootstrap-key-of-the-tests"
 
 
 @contextmanager
-def client_of(house: InlineStack, key: str | None) -> Iterator[httpx.Client]:
+def client_of(house: InlineStack | Stack, key: str | None) -> Iterator[httpx.Client]:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with httpx.Client(base_url=house.url, headers=headers, timeout=60, trust_env=False) as http:
         yield http
 
 
-def make_key(house: InlineStack, tenant: str, *scopes: str, **more: Any) -> dict[str, Any]:
+def make_key(house: InlineStack | Stack, tenant: str, *scopes: str, **more: Any) -> dict[str, Any]:
     """A key as the operator makes it, over HTTP."""
     body = {"name": f"{tenant}'s", "tenant": tenant, "scopes": list(scopes), **more}
     with client_of(house, BOOTSTRAP) as operator:

@@ -1,5 +1,27 @@
 """Imports every module that has experiments, so that they are in the list."""
 
-from tests.chaos import accepting, doorbell, files, killing, leaving, storage, store_machine
+from tests.chaos import (
+    accepting,
+    doorbell,
+    files,
+    killing,
+    leaving,
+    sharing,
+    soaking,
+    storage,
+    store_machine,
+    strangers,
+)
 
-__all__ = ["accepting", "doorbell", "files", "killing", "leaving", "storage", "store_machine"]
+__all__ = [
+    "accepting",
+    "doorbell",
+    "files",
+    "killing",
+    "leaving",
+    "sharing",
+    "soaking",
+    "storage",
+    "store_machine",
+    "strangers",
+]

@@ -27,7 +27,7 @@ def lab_stack(
     folder = tmp_path_factory.mktemp("stack")
     with (
         fresh_database(request.param, folder, request) as url,
-        # As many chunks at once as the largest batch of an experiment has.
-        running(LabStack(folder, zygote, quick=True, database_url=url, concurrency=12)) as stack,
+        # What single experiments ask for: as many chunks at once as the largest batch, and URLs that are fetched.
+        running(LabStack(folder, zygote, quick=True, database_url=url, concurrency=12, fetch_urls=True)) as stack,
     ):
         yield stack

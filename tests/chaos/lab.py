@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from functools import cached_property
 from itertools import count, pairwise
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import psutil
@@ -29,12 +30,13 @@ from tests.chaos.zygote import Zygote
 from tests.databases import PostgresqlServer
 from tests.stack import Stack, wait_until
 
-__all__ = ["Lab", "LabStack"]
+__all__ = ["OPEN", "Lab", "LabStack"]
 
 # How soon a death is noticed: what experiments measure with the product's own values, tests with quick ones.
 _RECOVERY = ("lease_s", "heartbeat_s", "sweep_s", "republish_s", "shutdown_grace_s", "concurrency")
-_OPEN = tables.jobs.c.status.in_(["queued", "running"])
+OPEN = tables.jobs.c.status.in_(["queued", "running"])
 _CLIENTS = 4
+_WORKERS = ("worker", "second")  # those that experiments start
 
 
 class LabStack(Stack):
@@ -145,9 +147,10 @@ class Lab:
         """Wait; a worker that exits meanwhile is started again, as every supervisor does, and counted."""
 
         def look() -> Any:
-            if self._stack is not None and self._stack.ended("worker"):
-                self.deaths += 1
-                self._stack.start_worker()
+            for name in _WORKERS if self._stack is not None else ():
+                if self.stack.ended(name):
+                    self.deaths += 1
+                    self.stack.start_worker(name)
             return condition()
 
         return wait_until(look, patience_s or self.patience_s, what)
@@ -188,14 +191,38 @@ class Lab:
             for one in started:
                 one.result()
 
+    @contextmanager
+    def steady_traffic(self, jobs_per_s: float, order: str) -> Iterator[None]:
+        """Submit so many jobs a second as long as the block lasts; every fifth writes to the collection's log."""
+        assert self.collection
+        over = Event()
+
+        def submit() -> None:
+            for number in count():
+                if over.wait(_CLIENTS / jobs_per_s):
+                    return
+                if number % 5:
+                    self.submit(order)
+                else:
+                    self.upsert()
+
+        with ThreadPoolExecutor(_CLIENTS) as pool:
+            started = [pool.submit(submit) for _ in range(_CLIENTS)]
+            try:
+                yield
+            finally:
+                over.set()
+            for one in started:
+                one.result()
+
     def ended(self) -> int:
         """How many jobs have ended, of all."""
         with self.db.read() as connection:
-            return int(connection.scalar(select(func.count()).select_from(tables.jobs).where(~_OPEN)) or 0)
+            return int(connection.scalar(select(func.count()).select_from(tables.jobs).where(~OPEN)) or 0)
 
     def open(self) -> int:
         with self.db.read() as connection:
-            return int(connection.scalar(select(func.count()).select_from(tables.jobs).where(_OPEN)) or 0)
+            return int(connection.scalar(select(func.count()).select_from(tables.jobs).where(OPEN)) or 0)
 
     def wait_for_all(self) -> None:
         self.until(lambda: not self.open(), "the end of every job")
