@@ -104,6 +104,30 @@ def test_a_refusal_is_a_problem(port: int) -> None:
         assert json.loads(body)["code"] == code
 
 
+TWO_WAYS = {
+    "a length and chunks": b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "two lengths": b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
+    "a list of lengths": b"Content-Length: 5, 5\r\n\r\nabcde",
+    "a sign": b"Content-Length: +5\r\n\r\nabcde",
+    "less than nothing": b"Content-Length: -1\r\n\r\n",
+    "a length of 23 digits": b"Content-Length: 99999999999999999999999\r\n\r\n",
+    "a chunk of 21 digits": b"Transfer-Encoding: chunked\r\n\r\nfffffffffffffffffffff\r\n",
+    "another coding": b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "chunks and another coding": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+    "a blank before the colon": b"Content-Length : 5\r\n\r\nabcde",
+    "a folded header": b"X: a\r\n Content-Length: 5\r\n\r\nabcde",
+    "NUL in a header": b"X: a\0b\r\n\r\n",
+    "more than it says": b"Content-Length: 1\r\n\r\nabcdef\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", TWO_WAYS.values(), ids=TWO_WAYS)
+def test_what_a_proxy_before_us_could_read_otherwise_is_refused(port: int, sent: bytes) -> None:
+    head, _, body = said(port, b"POST / HTTP/1.1\r\nHost: a\r\n" + sent).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert json.loads(body)["code"] == "bad_request"
+
+
 async def deaf(scope: Any, receive: Any, send: Any) -> None:
     """Answers without a look at the body."""
     await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"2")]})
