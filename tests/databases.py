@@ -14,7 +14,7 @@ from uuid import uuid4
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
-__all__ = ["DATABASES", "PostgresqlServer", "fresh_database", "postgresql_server"]
+__all__ = ["DATABASES", "PostgresqlServer", "fresh_database", "postgresql_programs", "postgresql_server"]
 
 DATABASES = ["sqlite", "postgresql"]
 
@@ -38,6 +38,14 @@ class PostgresqlServer:
 
     def close(self) -> None:
         self._server.cleanup()
+
+
+def postgresql_programs() -> Path:
+    """The folder of pg_dump and its like, of the server's own version."""
+    _keep_its_lock_file_somewhere()
+    from pgserver._commands import POSTGRES_BIN_PATH
+
+    return Path(POSTGRES_BIN_PATH)
 
 
 def _keep_its_lock_file_somewhere() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -164,3 +165,17 @@ def test_no_file_of_ours_is_much_longer_than_the_style_allows() -> None:
     for module, path in sources("revln", "api", "worker"):
         lines = path.read_text().count("\n")
         assert lines <= 420, f"{module} has {lines} lines: split it"
+
+
+def test_every_test_that_a_guarantee_names_exists_and_every_guarantee_names_one() -> None:
+    text = (ROOT / "docs/guarantees.md").read_text()
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):
+        defined = {
+            node.name for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.FunctionDef)
+        }
+        assert name.startswith("test_"), name
+        assert name in defined, f"docs/guarantees.md names {path}::{name}, which is not there"
+    promises = text.partition("## Promises")[2].partition("\n## ")[0]
+    rows = [line for line in promises.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 10
+    assert [row for row in rows if "::test_" not in row and "the same (" not in row] == []
