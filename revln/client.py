@@ -305,6 +305,10 @@ class RevlnClient:
         found: list[dict[str, Any]] = self._json("GET", f"/v1/collections/{quote(name)}/snapshots")["snapshots"]
         return found
 
+    def delete_snapshot(self, name: str, snapshot: str) -> None:
+        """Delete one that is not searched."""
+        self._send("DELETE", f"/v1/collections/{quote(name)}/snapshots/{quote(snapshot)}")
+
     def rollback(self, name: str, snapshot: str | None = None) -> dict[str, Any]:
         """Search a given snapshot again, or the one before the current one."""
         body = {"snapshot": snapshot} if snapshot is not None else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.access import OwnCollection, Who
@@ -35,6 +35,17 @@ def list_all(collection: OwnCollection, state: State) -> dict[str, Any]:
     with state.db.read() as connection:
         found = db_snapshots.list_snapshots(connection, collection.id)
     return {"snapshots": [snapshot_view(one, collection.snapshot_id) for one in found]}
+
+
+@router.delete("/{name}/snapshots/{snapshot_id}", status_code=204, summary="Delete a built index that is not searched")
+def delete(
+    collection: OwnCollection,
+    snapshot_id: Annotated[str, Path(pattern=r"^[0-9a-f-]{1,64}$")],
+    state: State,
+    caller: Who,
+) -> Response:
+    db_snapshots.delete_snapshot(state.db, collection.id, snapshot_id, caller)
+    return Response(status_code=204)
 
 
 @router.post(

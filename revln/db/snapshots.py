@@ -27,6 +27,7 @@ __all__ = [
     "abandon_build",
     "begin_build",
     "current_snapshot",
+    "delete_snapshot",
     "is_referenced",
     "list_snapshots",
     "long_tails",
@@ -201,6 +202,25 @@ def roll_back(db: Database, collection_id: str, to: str | None, by: Caller) -> S
         name = connection.scalar(select(tables.collections.c.name).where(tables.collections.c.id == collection_id))
         record(connection, by, "collection.rollback", f"{name} to {to}")
         return _snapshot(row)
+
+
+def delete_snapshot(db: Database, collection_id: str, snapshot_id: str, by: Caller) -> None:
+    """Forget one that is not served; its file is collected later.
+
+    Raises:
+        NotFound: there is no such snapshot, or no such collection.
+        Conflict: it is the one that is served.
+    """
+    with db.write() as connection:
+        if _lock(connection, collection_id) == snapshot_id:
+            raise Conflict(f"Snapshot {snapshot_id} is served. Build a new one or roll back, then delete it.")
+        gone = delete(_TABLE).where(_TABLE.c.id == snapshot_id, _TABLE.c.collection_id == collection_id)
+        if not connection.execute(gone.where(_TABLE.c.state != SnapshotState.BUILDING)).rowcount:
+            raise NotFound(
+                f"The collection has no snapshot {snapshot_id!r}. GET …/snapshots lists those that are kept."
+            )
+        name = connection.scalar(select(tables.collections.c.name).where(tables.collections.c.id == collection_id))
+        record(connection, by, "snapshot.delete", f"{name} {snapshot_id}")
 
 
 def set_damaged(db: Database, snapshot: Snapshot) -> bool:

@@ -16,6 +16,7 @@ from revln.db.snapshots import (
     abandon_build,
     begin_build,
     current_snapshot,
+    delete_snapshot,
     is_referenced,
     list_snapshots,
     long_tails,
@@ -117,6 +118,23 @@ def test_the_oldest_are_pruned_but_never_the_one_that_is_served(db: Database) ->
         four = publish(connection, c.id, building, made("4"), 1)
     with db.read() as connection:
         assert [found.id for found in list_snapshots(connection, c.id)] == [four.id]
+
+
+def test_any_but_the_one_that_is_served_is_deleted(db: Database) -> None:
+    c = make_collection(db, 4)
+    one, two = published(db, c, "1"), published(db, c, "2")
+    with pytest.raises(Conflict, match=two.id):
+        delete_snapshot(db, c.id, two.id, OWNER)
+    delete_snapshot(db, c.id, one.id, OWNER)
+    with pytest.raises(NotFound):
+        delete_snapshot(db, c.id, one.id, OWNER)
+    begun = begin_build(db, c.id, "job", 30)
+    assert begun is not None
+    with pytest.raises(NotFound):
+        delete_snapshot(db, c.id, begun, OWNER)
+    with db.read() as connection:
+        assert [found.id for found in list_snapshots(connection, c.id)] == [two.id]
+        assert not is_referenced(connection, one.sha256), "its file is nobody's now"
 
 
 def test_a_damaged_one_is_replaced_by_the_one_before_it_and_reported_once(db: Database) -> None:

@@ -27,7 +27,8 @@ from tests.tenants import BOOTSTRAP, Owned, client_of, make_key, own_everything,
 from tests.word_model import WordCatalog
 
 # A path's variable, and which of a tenant's things it names.
-NAMES = {"job_id": "job_id", "sha256": "image", "key_id": "key_id", "name": "collection", "webhook_id": "webhook"}
+NAMES = {"job_id": "job_id", "sha256": "image", "key_id": "key_id", "name": "collection", "webhook_id": "webhook",
+         "snapshot_id": "job_id"}  # fmt: skip
 # What belongs to the house and not to a tenant.
 SHARED = {"/v1/models/{name}", "/v1/models/{name}/load", "/v1/models/{name}/unload"}
 # What makes or changes the caller's own without naming it by an id. What a job may name is tried further down.
