@@ -114,14 +114,19 @@ def server() -> Iterator[Server]:
     server.close()
 
 
-@pytest.fixture
-def canary() -> Iterator[Server]:
-    """Nothing may ever connect to it."""
+@pytest.fixture(scope="module")
+def listening() -> Iterator[Server]:
     server = Server()
     server.answers["/"] = body(b"the crown jewels")
     yield server
     server.close()
-    assert server.connections == 0
+
+
+@pytest.fixture
+def canary(listening: Server) -> Iterator[Server]:
+    """Nothing may ever connect to it."""
+    yield listening
+    assert listening.connections == 0
 
 
 def fetcher(server: Server, resolve: Callable[[str, int], list[str]] | None = None, **policy: object) -> UrlFetcher:
