@@ -87,7 +87,7 @@ _SIZES = (
     "7.rounds=1",
     "13.full=2",
     "13.flips=60",
-    "18.examples=15",
+    "18.examples=60",
     "18.shrink=0",
 )
 _PATIENCE_S = 100

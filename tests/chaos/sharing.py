@@ -42,6 +42,9 @@ def flood(lab: Lab, *, jobs: int = 5000, quota: int = 1000, few: int = 10, round
         not lab.timed or _p95(beside) < _SLOWER * _p95(alone),
         f"ten jobs took {_p95(beside):.2f} s beside the flood (p95), {_p95(alone):.2f} s alone",
     )
+    between = _between(lab, few)[-rounds:]  # what a slow machine cannot change
+    lab.figures["of the flood meanwhile"] = max(between)
+    lab.expect(max(between) <= 2 * few, f"{between} chunks of the flood went before the last of the ten")
     lab.wait_for_all()
 
 
@@ -72,6 +75,18 @@ def _waits(lab: Lab, http: httpx.Client, few: int, rounds: int, job_s: float) ->
     with lab.db.read() as connection:
         newest = select(jobs.finished_at - jobs.created_at).where(jobs.tenant == "b").order_by(jobs.created_at.desc())
         return list(connection.scalars(newest.limit(few * rounds)))
+
+
+def _between(lab: Lab, few: int) -> list[int]:
+    """For each time that B handed in its ten: how many of A's chunks were claimed until the last of them was."""
+    jobs, chunks = tables.jobs.c, tables.chunks.c
+    claims = select(jobs.tenant, jobs.created_at, chunks.started_at).join(tables.chunks, jobs.id == chunks.job_id)
+    with lab.db.read() as connection:
+        found = connection.execute(claims.where(chunks.started_at.is_not(None)).order_by(jobs.created_at)).all()
+    of_b = [row for row in found if row.tenant == "b"]
+    spans = [of_b[at : at + few] for at in range(0, len(of_b), few)]
+    of_a = [row.started_at for row in found if row.tenant == "a"]
+    return [sum(span[-1].created_at < at < max(row.started_at for row in span) for at in of_a) for span in spans]
 
 
 def _p95(seconds: list[float]) -> float:
