@@ -28,7 +28,7 @@ up: setup  ## Run everything on this machine, data in ./revln-data.
 test: setup  ## Run all tests.
 	$(BIN)/python -m pytest
 
-chaos: setup  ## Break revln in every way of docs/chaos.md (SEED=1 ONLY=1,7 SET="jobs=100 7.rounds=2"); about an hour.
+chaos: setup  ## Break revln in every way of docs/chaos.md (SEED=1 ONLY=1,7 SET="jobs=100 7.rounds=2"); over two hours.
 	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY)) \
 		$(if $(DATABASE),--database $(DATABASE)) $(addprefix --set ,$(SET))
 
