@@ -11,7 +11,7 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 
 from revln import uploads as uploads_module
 from revln.access import OWNER, Caller
@@ -22,10 +22,12 @@ from revln.db.embeddings import cached_vectors, store_vectors
 from revln.db.engine import Database, db_now
 from revln.db.job_changes import cancel_job, delete_job
 from revln.db.log import LogEntry, append_log
+from revln.db.uploads import hold_uploads
 from revln.errors import Conflict, NotFound
 from revln.uploads import Uploads
 from tests.builders import make_job, ok_result, take
 from tests.collections import make_collection
+from tests.stack import wait_until
 
 OTHER = replace(OWNER, tenant="zoo")
 DAY = 86_400.0
@@ -289,6 +291,28 @@ def test_uploads_jobs_and_collectors_beside_each_other_never_lose_what_was_ackno
         namers, takers = pool.map(name_it, range(2)), pool.map(take_it_away, range(2))
         assert sum(namers) > 0
         assert list(takers) == [0, 0]
+
+
+def test_who_takes_uploads_away_waits_for_a_job_that_is_being_accepted(
+    db: Database, blobs: BlobStore, uploads: Uploads
+) -> None:
+    sha256, job = put(uploads), make_job(db, 1)
+    grow_old(db)
+    waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+
+    def waits() -> bool:
+        if db.is_sqlite:  # there is only one who writes
+            return True
+        with db.read() as connection:
+            return bool(connection.scalar(waiting))
+
+    with ThreadPoolExecutor(1) as pool:
+        with db.write() as connection:
+            hold_uploads(connection, job.id, OWNER.tenant, "image", [sha256])
+            expired = pool.submit(uploads.expire, DAY, 10)
+            wait_until(lambda: expired.done() or waits(), what="the collector to come by")
+        expired.result()
+    assert has(db, blobs, sha256) == (True, True)
 
 
 def test_what_was_stored_before_there_were_tenants_is_given_its_owner_once(
