@@ -89,8 +89,7 @@ class Context:
         self.input: dict[str, Any] = self.job.input
         self.priority = Priority(self.job.priority)
         self.alone = self.claim.crash_count > 0  # it may be what killed the last worker: it shares no batch
-        # An error that stands is final, unless somebody asked for the job to be retried: then it counts no more.
-        done = {item["index"] for item in self.claim.previous or () if item.get("error") is None or self.claim.failed}
+        done = {item["index"] for item in self.claim.standing}
         self.todo = [todo for todo in self._load() if todo.index not in done]
 
     def _load(self) -> Iterator[Todo]:

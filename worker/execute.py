@@ -13,7 +13,7 @@ import numpy as np
 from sqlalchemy import Connection
 
 from revln.db.chunks import ChunkResult, Claim, claim_chunk, finish_chunk
-from revln.db.results import vectors_from_bytes, vectors_to_bytes
+from revln.db.results import vectors_by_index, vectors_to_bytes
 from revln.db.turns import Turn
 from revln.errors import JobError, LeaseLost
 from revln.jobs.kinds import KINDS
@@ -136,12 +136,8 @@ def _merged(claim: Claim, outcomes: Sequence[Outcome]) -> ChunkResult:
     """This run's outcomes with what an earlier run had done already, in the items' order."""
     items = {outcome.index: outcome.as_dict() for outcome in outcomes}
     vectors: dict[int, Any] = {outcome.index: outcome.vector for outcome in outcomes if outcome.vector is not None}
-    kept = [item for item in claim.previous or () if item["index"] not in items]
-    items.update({item["index"]: item for item in kept})
-    if claim.previous_vectors is not None:
-        succeeded = [item["index"] for item in claim.previous or () if item.get("error") is None]
-        old = vectors_from_bytes(claim.previous_vectors, len(succeeded)) if succeeded else ()
-        vectors.update({index: row for index, row in zip(succeeded, old, strict=True) if index not in vectors})
+    items = {item["index"]: item for item in claim.previous or ()} | items
+    vectors = vectors_by_index(claim.previous or (), claim.previous_vectors) | vectors
     ordered = [items[index] for index in sorted(items)]
     rows = [vectors[index] for index in sorted(vectors)]
     return ChunkResult(ordered, vectors_to_bytes(np.stack(rows)) if rows else None)

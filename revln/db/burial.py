@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, select, update
 
 from revln.db import tables
-from revln.db.chunks import Claim, lock_for
+from revln.db.chunks import Claim, held_by, is_chunk, lock_for, moved
 from revln.db.engine import Database, db_now
 from revln.db.job_changes import add_event, settle_job
 from revln.db.jobs import Job
@@ -30,15 +30,11 @@ def bury_locked(
 ) -> Job:
     """The same for whoever already holds the job's row (the sweeper); fenced by ``attempt`` and the state it was in."""
     columns = tables.chunks.c
-    this = and_(columns.job_id == job.id, columns.number == number)
+    this = is_chunk(job.id, number)
     final = connection.scalar(select(columns.failed).where(this)) or 0
     row = connection.execute(
         update(tables.chunks)
-        .where(
-            this,
-            columns.attempt == attempt,
-            columns.state == was,
-        )
+        .where(held_by(job.id, number, attempt, was))
         .values(
             state=ChunkState.DEAD,
             lease_until=None,
@@ -63,8 +59,7 @@ def bury_locked(
         connection,
         job,
         {
-            f"chunks_{was}": getattr(job, f"chunks_{was}") - 1,
-            "chunks_dead": job.chunks_dead + 1,
+            **moved(job, ChunkState.DEAD, was),
             "failed": job.failed + row.failed - final,
             "error": error,
         },

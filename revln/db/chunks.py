@@ -27,9 +27,14 @@ __all__ = [
     "end_chunk",
     "finish_chunk",
     "heartbeat",
+    "held_by",
     "hold_chunk",
+    "is_chunk",
     "lock_for",
+    "moved",
     "release_chunk",
+    "set_back",
+    "way_back",
 ]
 
 
@@ -56,6 +61,11 @@ class Claim:
     def key(self) -> tuple[str, int]:
         return self.job.id, self.number
 
+    @property
+    def standing(self) -> list[dict[str, Any]]:
+        """What of an earlier run is final. Errors are, unless somebody asked for a retry: then none of them counts."""
+        return [item for item in self.previous or () if item.get("error") is None or self.failed]
+
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
@@ -78,13 +88,43 @@ class ChunkResult:
         return [item["error"] for item in self.items if (item.get("error") or {}).get("retryable")]
 
 
-def _is(job_id: str, number: int) -> Any:
+def is_chunk(job_id: str, number: int) -> Any:
+    """The condition that picks one chunk."""
     return and_(tables.chunks.c.job_id == job_id, tables.chunks.c.number == number)
 
 
-def _held(claim: Claim) -> Any:
+def held_by(job_id: str, number: int, attempt: int, state: ChunkState = ChunkState.RUNNING) -> Any:
+    """The fence: the chunk is still in this state at this attempt."""
     columns = tables.chunks.c
-    return and_(_is(claim.job.id, claim.number), columns.attempt == claim.attempt, columns.state == ChunkState.RUNNING)
+    return and_(is_chunk(job_id, number), columns.attempt == attempt, columns.state == state)
+
+
+def way_back(job: Job) -> ChunkState:
+    """Where a chunk that did not end goes from a worker: into its queue, unless its job is to be canceled."""
+    return ChunkState.CANCELED if job.cancel_requested_at is not None else ChunkState.QUEUED
+
+
+def set_back(state: ChunkState, error: dict[str, Any] | None, delay_s: float) -> dict[str, Any]:
+    """The columns of a chunk that goes there."""
+    return {
+        "state": state,
+        "lease_until": None,
+        "worker": None,
+        "published_at": None,
+        "run_at": db_now() + delay_s,
+        "error": error,
+        "finished_at": db_now() if state.done else None,
+    }
+
+
+def moved(job: Job, state: ChunkState, was: ChunkState = ChunkState.RUNNING) -> dict[str, Any]:
+    """The job's counters when one chunk changes its state."""
+    there, here = f"chunks_{state}", f"chunks_{was}"
+    return {here: getattr(job, here) - 1, there: getattr(job, there) + 1}
+
+
+def _held(claim: Claim) -> Any:
+    return held_by(*claim.key, claim.attempt)
 
 
 def claim_chunk(
@@ -107,7 +147,7 @@ def claim_chunk(
         row = connection.execute(
             update(tables.chunks)
             .where(
-                _is(job_id, number),
+                is_chunk(job_id, number),
                 columns.state == ChunkState.QUEUED,
                 columns.attempt < columns.max_attempts,
                 columns.run_at <= db_now(),
@@ -127,16 +167,16 @@ def claim_chunk(
         now = values.pop("started_at")
         if values.pop("published_at") is None and rung_by is not None:
             connection.execute(
-                update(tables.chunks).where(_is(*rung_by), columns.state == ChunkState.QUEUED).values(published_at=None)
+                update(tables.chunks)
+                .where(is_chunk(*rung_by), columns.state == ChunkState.QUEUED)
+                .values(published_at=None)
             )
         earlier = connection.execute(
             select(tables.results.c["items"], tables.results.c.vectors).where(
                 tables.results.c.job_id == job_id, tables.results.c.number == number
             )
         ).one_or_none()
-        job = settle_job(
-            connection, job, {"chunks_queued": job.chunks_queued - 1, "chunks_running": job.chunks_running + 1}
-        )
+        job = settle_job(connection, job, moved(job, ChunkState.RUNNING, was=ChunkState.QUEUED))
         return Claim(
             job=job,
             number=number,
@@ -207,13 +247,10 @@ def finish_chunk(
             return _finish_in_part(connection, job, claim, before, result, retry_in_s)
         succeeded, failed = len(result.items) - result.failed, result.failed
         connection.execute(
-            update(tables.chunks)
-            .where(_is(claim.job.id, claim.number))
-            .values(succeeded=succeeded, failed=failed, error=None)
+            update(tables.chunks).where(is_chunk(*claim.key)).values(succeeded=succeeded, failed=failed, error=None)
         )
         changes = {
-            "chunks_running": job.chunks_running - 1,
-            "chunks_succeeded": job.chunks_succeeded + 1,
+            **moved(job, ChunkState.SUCCEEDED),
             "succeeded": job.succeeded + succeeded - before.succeeded,
             "failed": job.failed + failed - before.failed,
         }
@@ -234,30 +271,18 @@ def _finish_in_part(
     final = ChunkResult(items, result.vectors)
     _write_result(connection, claim, final)
     succeeded = len(items) - final.failed
-    state = ChunkState.CANCELED if job.cancel_requested_at is not None else ChunkState.QUEUED
+    state = way_back(job)
     connection.execute(
         update(tables.chunks)
-        .where(_is(claim.job.id, claim.number))
-        .values(**_again(state, errors[0], retry_in_s), succeeded=succeeded, failed=final.failed)
+        .where(is_chunk(*claim.key))
+        .values(**set_back(state, errors[0], retry_in_s), succeeded=succeeded, failed=final.failed)
     )
     _tell_retry(connection, claim, errors[0], retry_in_s, items=len(errors))
     changes = {
         "succeeded": job.succeeded + succeeded - before.succeeded,
         "failed": job.failed + final.failed - before.failed,
     }
-    return settle_job(connection, job, {**_moved(job, state), **changes})
-
-
-def _again(state: ChunkState, error: dict[str, Any] | None, delay_s: float) -> dict[str, Any]:
-    return {
-        "state": state,
-        "lease_until": None,
-        "worker": None,
-        "published_at": None,
-        "run_at": db_now() + delay_s,
-        "error": error,
-        "finished_at": db_now() if state.done else None,
-    }
+    return settle_job(connection, job, {**moved(job, state), **changes})
 
 
 def _tell_retry(connection: Connection, claim: Claim, error: dict[str, Any], delay_s: float, **more: Any) -> None:
@@ -273,19 +298,19 @@ def release_chunk(db: Database, claim: Claim, error: dict[str, Any] | None, dela
     """
     with db.write() as connection:
         job = lock_for(connection, claim)
-        state = ChunkState.CANCELED if job.cancel_requested_at is not None else ChunkState.QUEUED
+        state = way_back(job)
         columns = tables.chunks.c
         _fence(
             connection,
             claim,
             {
-                **_again(state, error, delay_s),
+                **set_back(state, error, delay_s),
                 "max_attempts": columns.max_attempts if counted else columns.max_attempts + 1,
             },
         )
         if error is not None:
             _tell_retry(connection, claim, error, delay_s)
-        return settle_job(connection, job, _moved(job, state))
+        return settle_job(connection, job, moved(job, state))
 
 
 def end_chunk(db: Database, claim: Claim, end: ChunkState, result: ChunkResult | None = None) -> Job:
@@ -294,13 +319,13 @@ def end_chunk(db: Database, claim: Claim, end: ChunkState, result: ChunkResult |
     with db.write() as connection:
         job = lock_for(connection, claim)
         before = _fence(connection, claim, {"state": end, "lease_until": None, "finished_at": db_now()})
-        changes = _moved(job, end)
+        changes = moved(job, end)
         if end is ChunkState.EXPIRED:
             changes["error"] = DeadlineExceeded().as_dict()
         if result is not None:
             done = [item for item in result.items if item.get("error") is None]
             _write_result(connection, claim, result)
-            connection.execute(update(tables.chunks).where(_is(claim.job.id, claim.number)).values(succeeded=len(done)))
+            connection.execute(update(tables.chunks).where(is_chunk(*claim.key)).values(succeeded=len(done)))
             changes["succeeded"] = job.succeeded + len(done) - before.succeeded
         return settle_job(connection, job, changes)
 
@@ -324,11 +349,6 @@ def _fence(connection: Connection, claim: Claim, values: dict[str, Any]) -> Any:
             f"Chunk {claim.number} of job {claim.job.id} is no longer ours at attempt {claim.attempt}; result dropped."
         )
     return row
-
-
-def _moved(job: Job, state: ChunkState) -> dict[str, Any]:
-    name = f"chunks_{state}"
-    return {"chunks_running": job.chunks_running - 1, name: getattr(job, name) + 1}
 
 
 def _write_result(connection: Connection, claim: Claim, result: ChunkResult) -> None:

@@ -6,12 +6,12 @@ store that is away for a minute is no step towards a dead letter.
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, and_, update
+from sqlalchemy import Connection, update
 
 from revln.db import tables
 from revln.db.burial import bury_locked
-from revln.db.chunks import Claim, lock_for
-from revln.db.engine import Database, db_now
+from revln.db.chunks import Claim, held_by, is_chunk, lock_for, moved, set_back, way_back
+from revln.db.engine import Database
 from revln.db.job_changes import add_event, settle_job
 from revln.db.jobs import Job
 from revln.errors import LeaseLost, RevlnError, WorkerLost
@@ -31,35 +31,22 @@ def charge_locked(
 ) -> Job:
     """The same for whoever holds the job's row already; fenced by ``attempt``."""
     columns = tables.chunks.c
-    canceled = job.cancel_requested_at is not None
-    state = ChunkState.CANCELED if canceled else ChunkState.QUEUED
-    this = and_(columns.job_id == job.id, columns.number == number)
+    state = way_back(job)
     crashes = connection.execute(
         update(tables.chunks)
-        .where(this, columns.attempt == attempt, columns.state == ChunkState.RUNNING)
-        .values(crash_count=columns.crash_count + 1, max_attempts=columns.max_attempts + 1, error=why.as_dict())
+        .where(held_by(job.id, number, attempt))
+        .values(crash_count=columns.crash_count + 1, max_attempts=columns.max_attempts + 1)
         .returning(columns.crash_count)
     ).scalar()
     if crashes is None:
         raise LeaseLost(f"Chunk {number} of job {job.id} is no longer ours at attempt {attempt}.")
     add_event(connection, job.id, "chunk.crashed", {"chunk": number, "crashes": crashes, "error": why.as_dict()})
-    if crashes >= max_crashes and not canceled:
+    if crashes >= max_crashes and state is not ChunkState.CANCELED:
         error = WorkerLost(
             f"{crashes} times a worker died or hung while it ran this chunk; it is not tried again by itself. The last "
             f"time: {why.message} POST …/retry runs it once more."
         ).as_dict()
         return bury_locked(connection, job, number, attempt, ChunkState.RUNNING, error)
-    connection.execute(
-        update(tables.chunks)
-        .where(this)
-        .values(
-            state=state,
-            lease_until=None,
-            worker=None,
-            published_at=None,
-            run_at=db_now(),
-            finished_at=db_now() if state.done else None,
-        )
-    )
-    name = f"chunks_{state}"
-    return settle_job(connection, job, {"chunks_running": job.chunks_running - 1, name: getattr(job, name) + 1})
+    back = set_back(state, why.as_dict(), 0.0)
+    connection.execute(update(tables.chunks).where(is_chunk(job.id, number)).values(**back))
+    return settle_job(connection, job, moved(job, state))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Text, select
 from revln.db import tables
 from revln.errors import FieldError, ValidationFailed
 
-__all__ = ["PAGE_BYTES", "result_items", "vectors_from_bytes", "vectors_to_bytes"]
+__all__ = ["PAGE_BYTES", "result_items", "vectors_by_index", "vectors_from_bytes", "vectors_to_bytes"]
 
 PAGE_BYTES = 128 * 2**20  # of a result as JSON: 10,000 items of 650 numbers, or of 13 kB of hits or evidence
 _TEXT_OF_VECTOR = 5  # -0.012246512807905674 for four bytes
@@ -49,15 +49,10 @@ def result_items(
                 if cut:
                     break
                 raise _too_large(limit, len(page))
-            page += [one for one in _with_vectors(json.loads(text), raw) if offset <= one[0]["index"] < offset + limit]
+            items = json.loads(text)
+            vectors = vectors_by_index(items, raw)
+            page += [(item, vectors.get(item["index"])) for item in items if offset <= item["index"] < offset + limit]
     return page
-
-
-def _with_vectors(items: list[dict[str, Any]], raw: bytes | None) -> Iterator[tuple[dict[str, Any], Any]]:
-    good = sum(item.get("error") is None for item in items)
-    vectors = iter(vectors_from_bytes(raw, good) if raw is not None else ())
-    for item in items:
-        yield item, next(vectors, None) if item.get("error") is None else None
 
 
 def _too_large(limit: int, fits: int) -> ValidationFailed:
@@ -66,6 +61,12 @@ def _too_large(limit: int, fits: int) -> ValidationFailed:
         "or for vectors with Accept: application/x-npy"
     )
     return ValidationFailed(f"/limit: {detail}", (FieldError(detail, "/limit"),))
+
+
+def vectors_by_index(items: Iterable[dict[str, Any]], raw: bytes | None) -> dict[int, NDArray[np.float32]]:
+    """The (D,) vectors that lie beside results, one for each item without an error, by the items' index."""
+    good = [item["index"] for item in items if item.get("error") is None]
+    return dict(zip(good, vectors_from_bytes(raw, len(good)), strict=True)) if raw is not None and good else {}
 
 
 def vectors_to_bytes(vectors: NDArray[np.float32]) -> bytes:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import and_, delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 
 from revln.db import tables
-from revln.db.chunks import Claim, lock_for
+from revln.db.chunks import Claim, held_by, is_chunk, lock_for
 from revln.db.engine import Database, db_now
 from revln.db.job_changes import add_event, settle_job
 from revln.db.jobs import Job
 from revln.db.result_rows import write_result
-from revln.db.results import vectors_from_bytes, vectors_to_bytes
+from revln.db.results import vectors_by_index, vectors_to_bytes
 from revln.db.submit import NewChunk
 from revln.errors import LeaseLost
 from revln.jobs.state import ChunkState
@@ -30,11 +30,11 @@ def split_chunk(db: Database, claim: Claim, parts: Sequence[NewChunk]) -> Job:
         LeaseLost: it is no longer ours.
     """
     columns = tables.chunks.c
-    this = and_(columns.job_id == claim.job.id, columns.number == claim.number)
+    this = is_chunk(*claim.key)
     with db.write() as connection:
         job = lock_for(connection, claim)
-        held = and_(this, columns.attempt == claim.attempt, columns.state == ChunkState.RUNNING)
-        row = connection.execute(select(tables.chunks).where(held)).one_or_none()
+        held = select(tables.chunks).where(held_by(*claim.key, claim.attempt))
+        row = connection.execute(held).one_or_none()
         if row is None:
             raise LeaseLost(f"Chunk {claim.number} of job {claim.job.id} is no longer ours; it was not split.")
         last = connection.scalar(select(func.max(columns.number)).where(columns.job_id == job.id)) or 0
@@ -64,13 +64,10 @@ def _result_of(claim: Claim) -> tuple[Any, Any]:
 
 def _done(claim: Claim) -> dict[int, tuple[dict[str, Any], bytes | None]]:
     """What an earlier run left, by index: each item's result, and its vector."""
-    items = [item for item in claim.previous or () if item.get("error") is None or claim.failed]
-    good = [item["index"] for item in claim.previous or () if item.get("error") is None]
-    raw = claim.previous_vectors
-    rows = dict(zip(good, vectors_from_bytes(raw, len(good)), strict=True)) if raw is not None and good else {}
+    rows = vectors_by_index(claim.previous or (), claim.previous_vectors)
     return {
         item["index"]: (item, vectors_to_bytes(rows[item["index"]]) if item["index"] in rows else None)
-        for item in items
+        for item in claim.standing
     }
 
 
