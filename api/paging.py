@@ -1,16 +1,25 @@
-"""Opaque cursors: where the page before ended."""
+"""Pages of a listing, and opaque cursors: where the page before ended."""
 
 from __future__ import annotations
 
 import base64
 import json
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from api.problems import invalid
 from revln.jobs.text import is_storable
 
-__all__ = ["decode_cursor", "encode_cursor"]
+__all__ = ["cut", "decode_cursor", "encode_cursor"]
+
+_Row = TypeVar("_Row")
+
+
+def cut(found: Sequence[_Row], limit: int, place: Callable[[_Row], list[Any]]) -> tuple[Sequence[_Row], str | None]:
+    """A page of ``limit`` rows of what may be one more, and the cursor of the next one: the last row's ``place``."""
+    page = found[:limit]
+    return page, encode_cursor(place(page[-1])) if len(found) > limit else None
 
 
 def encode_cursor(position: list[Any]) -> str:

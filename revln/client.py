@@ -184,14 +184,7 @@ class RevlnClient:
 
     def webhooks(self, job_id: str | None = None, **filters: Any) -> Iterator[dict[str, Any]]:
         """What was told, of one job or of all, newest first, over all pages. Filters: state (of all), limit."""
-        params = {name: value for name, value in filters.items() if value is not None}
-        path = f"/v1/jobs/{quote(job_id)}/webhooks" if job_id else "/v1/webhooks"
-        while True:
-            page = self._json("GET", path, params=params)
-            yield from page["webhooks"]
-            if not page["next_cursor"]:
-                return
-            params["cursor"] = page["next_cursor"]
+        yield from self._pages(f"/v1/jobs/{quote(job_id)}/webhooks" if job_id else "/v1/webhooks", "webhooks", filters)
 
     def webhook(self, webhook_id: str) -> dict[str, Any]:
         return self._json("GET", f"/v1/webhooks/{quote(webhook_id)}")

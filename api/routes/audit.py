@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 
 from api.access import Admin
 from api.answers import AuditPage
-from api.paging import decode_cursor, encode_cursor
+from api.paging import cut, decode_cursor
 from api.state import State
 from api.views import audit_view
 from revln.db.audit import list_audit
@@ -30,6 +30,5 @@ def list_all(
     tenant = None if caller.is_operator else caller.tenant
     with state.db.read() as connection:
         found = list_audit(connection, tenant, limit + 1, position[0] if position else None, action)
-    page = found[:limit]
-    more = encode_cursor([page[-1].id]) if len(found) > limit else None
+    page, more = cut(found, limit, lambda one: [one.id])
     return {"entries": [audit_view(one) for one in page], "next_cursor": more}

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 
 from api.access import OwnJob
 from api.answers import ChunkPage
-from api.paging import decode_cursor, encode_cursor
+from api.paging import cut, decode_cursor
 from api.state import State
 from revln.db.chunk_list import ChunkInfo
 from revln.db.chunk_list import list_chunks as read_chunks
@@ -33,8 +33,8 @@ def list_chunks(
     position = decode_cursor(cursor, int)
     with state.db.read() as connection:
         found = read_chunks(connection, job.id, limit + 1, position[0] if position else -1, chunk_state)
-    more = encode_cursor([found[limit - 1].number]) if len(found) > limit else None
-    return {"chunks": [_view(chunk) for chunk in found[:limit]], "next_cursor": more}
+    page, more = cut(found, limit, lambda chunk: [chunk.number])
+    return {"chunks": [_view(chunk) for chunk in page], "next_cursor": more}
 
 
 def _view(chunk: ChunkInfo) -> dict[str, Any]:

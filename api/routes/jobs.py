@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse
 
 from api.access import OwnJob, Who
 from api.answers import RESULTS, JobAnswer, JobDoneAnswer, JobPage
-from api.paging import decode_cursor, encode_cursor
+from api.paging import cut, decode_cursor
 from api.problems import invalid
 from api.quotas import quotas_of
 from api.requests import JobRequest, Moment, SubmitBody
@@ -157,8 +157,7 @@ def list_jobs(
     with state.db.read() as connection:
         before = (position[0], position[1]) if position else None
         found = db_jobs.list_jobs(connection, caller.tenant, wanted, limit + 1, before)
-    page = found[:limit]
-    more = encode_cursor([page[-1].created_at, page[-1].id]) if len(found) > limit else None
+    page, more = cut(found, limit, lambda job: [job.created_at, job.id])
     return {"jobs": [job_view(job, state.settings) for job in page], "next_cursor": more}
 
 

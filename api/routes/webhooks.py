@@ -11,7 +11,7 @@ from pydantic import Field
 
 from api.access import Admin, OwnJob, Who
 from api.answers import DeliveryDetail, DeliveryPage, EnabledAnswer, ReplayAnswer, SecretsAnswer
-from api.paging import decode_cursor, encode_cursor
+from api.paging import cut, decode_cursor
 from api.problems import invalid
 from api.requests import Moment
 from api.state import ApiState, State
@@ -181,8 +181,7 @@ def _page(of: ApiState, tenant: str, limit: int, cursor: str | None, **wanted: A
     before = (position[0], position[1]) if position else None
     with of.db.read() as connection:
         found = webhook_log.list_deliveries(connection, tenant, limit + 1, before=before, **wanted)
-    page = found[:limit]
-    more = encode_cursor([page[-1].created_at, page[-1].id]) if len(found) > limit else None
+    page, more = cut(found, limit, lambda each: [each.created_at, each.id])
     return {"webhooks": [delivery_view(each) for each in page], "next_cursor": more}
 
 

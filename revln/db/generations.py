@@ -25,11 +25,10 @@ from revln.db import tables
 from revln.db.audit import record
 from revln.db.collections import Collection, get_collection
 from revln.db.engine import db_now
-from revln.db.jobs import Job
+from revln.db.jobs import OPEN, Job
 from revln.db.keyed import in_index_order
 from revln.db.log import LogEntry, append_log
 from revln.errors import CollectionMoved, Conflict, NotFound
-from revln.jobs.state import JobStatus
 
 __all__ = [
     "Changes",
@@ -123,7 +122,7 @@ def older_migration(connection: Connection, job: Job) -> tuple[str, str] | None:
             jobs.tenant == job.tenant,
             jobs.kind == job.kind,
             jobs.collection == job.collection,
-            jobs.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]),
+            OPEN,
             jobs.input["operation"].as_string() == "migrate",
             jobs.id < job.id,
         )

@@ -157,7 +157,7 @@ def queue_position(connection: Connection, job: Job) -> int | None:
         return None
     columns = tables.jobs.c
     ahead = select(func.count()).where(
-        columns.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]),
+        OPEN,
         columns.kind == job.kind,
         columns.priority == job.priority,
         columns.created_at < job.created_at,
@@ -169,7 +169,7 @@ def count_by_status(connection: Connection) -> list[tuple[str, str, int, int]]:
     """(kind, status, jobs, items not yet done) for each kind and status there is."""
     columns = tables.jobs.c
     open_items = case(
-        (columns.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]), columns.total - columns.succeeded - columns.failed),
+        (OPEN, columns.total - columns.succeeded - columns.failed),
         else_=0,
     )
     query = (

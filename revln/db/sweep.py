@@ -8,9 +8,9 @@ from revln.db import tables
 from revln.db.crashes import charge_locked
 from revln.db.engine import Database, db_now
 from revln.db.job_changes import end_queued_chunks, settle_job
-from revln.db.jobs import lock_job
+from revln.db.jobs import OPEN, lock_job
 from revln.errors import DeadlineExceeded, NotFound, WorkerLost
-from revln.jobs.state import ChunkState, JobStatus
+from revln.jobs.state import ChunkState
 
 __all__ = [
     "delete_lost_workers",
@@ -65,7 +65,7 @@ def expire_deadlines(db: Database) -> list[str]:
     """End the queued chunks of jobs whose deadline has passed; running ones see it at their next batch boundary."""
     columns = tables.jobs.c
     late = (
-        columns.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]),
+        OPEN,
         columns.deadline_at < db_now(),
         columns.chunks_queued > 0,
     )
