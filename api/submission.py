@@ -53,7 +53,8 @@ def submit(state: ApiState, by: Caller, body: SubmitBody, idempotency_key: str |
     if parameters.get("operation") == "migrate":
         _check_migration(body, collection, info)
     if parameters.get("min_score") == AUTO and (info is None or info.match_min_score is None):
-        raise invalid("/input/min_score", NO_MATCH_SCORE.format(info.name if info else "none"))
+        of = f"Model {info.name}" if info else "A collection of your own vectors"
+        raise invalid("/input/min_score", NO_MATCH_SCORE.format(of))
     items = parameters.pop(kind.items_field, None) or parameters.pop("ids", None)
     if kind.name == "index" and items is None and kind.source_field not in parameters:
         items = [None]  # what there is to be done is known when it runs
@@ -140,7 +141,7 @@ def _model_and_collection(
     if collection is not None and given is not None and given != collection.model_fingerprint:
         raise FingerprintMismatch(f"Collection {name!r} holds {collection.holds}; the items' vectors are of {given}.")
     if collection is not None and not collection.has_model:
-        if wanted is not None:
+        if wanted is not None and parameters.get("operation") != "migrate":
             raise invalid("/model", f"collection {name!r} holds {collection.holds} and has no model; leave it out")
         if kind not in ("index", "search"):
             raise invalid("/input/collection", f"{name!r} holds {collection.holds}; only a model's can be used here")

@@ -28,6 +28,7 @@ from revln.cli.snapshots import build_command, rollback_command, snapshots_comma
 from revln.cli.transfer import export_command, filter_option, import_command
 from revln.client import RevlnClient
 from revln.jobs.index_schemas import IndexInput
+from revln.jobs.state import JobStatus
 
 __all__ = ["index"]
 
@@ -38,8 +39,8 @@ class _JsonOrCommand(click.Group):
     """A group whose first argument may also be a job's input."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        known = [*self.commands, *ctx.help_option_names]
-        return super().parse_args(ctx, args if not args or args[0] in known else [_JSON, *args])
+        named = not args or args[0] in ctx.help_option_names or re.fullmatch(r"[a-z][a-z-]*", args[0])
+        return super().parse_args(ctx, args if named else [_JSON, *args])
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return [name for name in self.commands if name != _JSON]
@@ -68,7 +69,7 @@ index.add_command(snapshots_command)
 index.add_command(rollback_command)
 
 
-@index.command()
+@index.command(short_help="Write items, or replace them.")
 @click.argument("name", metavar="NAME")
 @click.argument("items", metavar="FILE|SHA256|-")
 @click.option("--vectors-of", metavar="FINGERPRINT", help="The model that made the vectors which the items bring.")
@@ -106,12 +107,13 @@ def upsert(
         return ended(job, as_json) if not wait else told(client, client.wait(job["id"], timeout), as_json)
 
 
-@index.command()
+@index.command(short_help="Delete items, by id or by filter.")
 @click.argument("name", metavar="NAME")
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--ids-from", type=click.File(), help="A file of ids, one a line; - is standard input.")
 @filter_option
 @priority_option
+@wait_option
 @timeout_option
 @url_option
 @as_json_option
@@ -121,6 +123,7 @@ def delete(
     ids_from: IO[str] | None,
     filter: dict[str, Any] | None,
     priority: str,
+    wait: bool,
     timeout: float | None,
     url: str | None,
     as_json: bool,
@@ -142,7 +145,13 @@ def delete(
     ]  # fmt: skip
     with connect(url) as client:
         jobs = [client.submit("index", part, priority=priority) for part in parts]
-        return max((told(client, client.wait(job["id"], timeout), as_json) for job in jobs), default=0)
+        if not wait:
+            return max((ended(job, as_json) for job in jobs), default=0)
+        jobs = [client.wait(job["id"], timeout) for job in jobs]
+        if filter is not None and not as_json and jobs[0]["status"] == JobStatus.SUCCEEDED:
+            click.echo(f"{name}: {client.result(jobs[0]['id'])['items'][0]['deleted']} items deleted")
+            return 0
+        return max((told(client, job, as_json) for job in jobs), default=0)
 
 
 def _manifest(client: RevlnClient, items: str) -> str:

@@ -6,7 +6,15 @@ from typing import Any
 
 import click
 
-from revln.cli.jobs import as_json_option, connect, priority_option, timeout_option, url_option, wait_option
+from revln.cli.jobs import (
+    as_json_option,
+    connect,
+    priority_option,
+    tell_errors,
+    timeout_option,
+    url_option,
+    wait_option,
+)
 from revln.cli.output import print_json, show_job
 from revln.cli.transfer import filter_option
 from revln.client import Job, RevlnClient
@@ -15,11 +23,10 @@ from revln.jobs.state import JobStatus
 
 __all__ = ["duplicates", "ended", "generations", "migrate", "told"]
 
-_SHOWN_ERRORS = 20
 _SHOWN_MEMBERS = 10
 
 
-@click.command()
+@click.command(short_help="Report near-duplicates, as groups.")
 @click.argument("name", metavar="NAME")
 @click.option(
     "--min-score", type=click.FloatRange(0.5, 1), default=DEDUP_SCORE, show_default=True,
@@ -74,7 +81,7 @@ def duplicates(
     return 0
 
 
-@click.command()
+@click.command(short_help="Have it embedded by another model.")
 @click.argument("name", metavar="NAME")
 @click.option("--model", required=True, help="The model that is to embed it.")
 @click.option("--allow-missing", is_flag=True, help="Leave out the items that it cannot embed.")
@@ -115,11 +122,11 @@ def migrate(
         done = next(client.result_pages(job["id"]))["items"][0]["migration"]
         click.echo(f"{name}: {done['items']} items by {done['model']} ({done['model_fingerprint']}), "
                    f"{done['missing']} left out; before by {done['former_model']}")  # fmt: skip
-        _tell_errors(client, job)
+        tell_errors(client, job)
     return 0
 
 
-@click.command()
+@click.command(short_help="Show which models' vectors it has.")
 @click.argument("name", metavar="NAME")
 @click.option(
     "--delete", type=click.Choice(["former", "next", "returning"]), help="Give this one up, with its vectors."
@@ -136,7 +143,8 @@ def generations(name: str, delete: str | None, url: str | None, as_json: bool) -
         print_json(found)
         return
     for one in found:
-        click.echo(f"{one['role']}  {one['count']} items  model {one['model']} ({one['model_fingerprint']})")
+        of = f"model {one['model']} ({one['model_fingerprint']})" if one["model"] else "your own vectors"
+        click.echo(f"{one['role']}  {one['count']} items  {of}")
 
 
 def _show_duplicates(name: str, report: dict[str, Any], groups: list[dict[str, Any]]) -> None:
@@ -164,14 +172,5 @@ def told(client: RevlnClient, job: Job, as_json: bool) -> int:
         print_json(client.result(job["id"]))
     else:
         show_job(job, as_json)
-        _tell_errors(client, job)
+        tell_errors(client, job)
     return 0 if job["status"] == JobStatus.SUCCEEDED and not job["counts"]["failed"] else 1
-
-
-def _tell_errors(client: RevlnClient, job: Job) -> None:
-    left = min(job["counts"]["failed"], _SHOWN_ERRORS)
-    for page in client.result_pages(job["id"]) if left else ():
-        for item in page["items"]:
-            if item.get("error") and left:
-                left -= 1
-                click.echo(f"  {item['id'] or item['index']}: {item['error']['detail']}", err=True)

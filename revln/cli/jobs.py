@@ -16,7 +16,7 @@ import click
 from pydantic import BaseModel
 
 from revln.cli.output import jobs_table, print_json, show_collections, show_job
-from revln.client import RevlnClient
+from revln.client import Job, RevlnClient
 from revln.jobs.kinds import KINDS, Priority
 from revln.jobs.state import JobStatus
 from revln.settings import Settings
@@ -34,6 +34,7 @@ __all__ = [
     "kind_help",
     "priority_option",
     "read_input",
+    "tell_errors",
     "timeout_option",
     "url_option",
     "wait_option",
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 PRIORITIES = [each.value for each in Priority]
+_SHOWN_ERRORS = 20
 EXAMPLES = {
     "embed": ['{"items": [{"text": "a dog in the snow"}]}', "@items.json --no-wait"],
     "index": ['{"collection": "photos", "items": [{"id": "1", "image": {"sha256": "…"}}]}'],
@@ -96,6 +98,8 @@ def kind_command(name: str) -> click.Command:
             done = client.wait(found["id"], timeout)
             if done["status"] != JobStatus.SUCCEEDED:
                 show_job(done, as_json)
+                if not as_json:
+                    tell_errors(client, done)
                 return 1
             print_json(client.result(done["id"]))
             return 0
@@ -163,10 +167,11 @@ def cancel(job_id: str, url: str | None, as_json: bool) -> None:
 @click.command()
 @click.argument("name", metavar="NAME")
 @click.option("--model", help="The model whose vectors it holds, for good.  [default: the server's]")
+@click.option("--dim", type=click.IntRange(1), help="It holds vectors of your own, of so many numbers, and no model's.")
 @click.option("--delete", "delete", is_flag=True, help="Delete it, with everything in it.")
 @url_option
 @as_json_option
-def collection(name: str, model: str | None, delete: bool, url: str | None, as_json: bool) -> None:
+def collection(name: str, model: str | None, dim: int | None, delete: bool, url: str | None, as_json: bool) -> None:
     """Make a collection, or show it if it is there.
 
     `revln index` fills it and `revln search` looks into it.
@@ -175,7 +180,7 @@ def collection(name: str, model: str | None, delete: bool, url: str | None, as_j
         if delete:
             client.delete_collection(name)
             return
-        show_collections([client.create_collection(name, model)], as_json)
+        show_collections([client.create_collection(name, model, dim=dim)], as_json)
 
 
 @click.command()
@@ -206,6 +211,17 @@ def read_input(given: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise click.BadParameter(f"{where} must be a JSON object, as in {EXAMPLES['embed'][0]}")
     return value
+
+
+def tell_errors(client: RevlnClient, job: Job) -> None:
+    """Print the first errors of a job's items to standard error."""
+    left = min(job["counts"]["failed"], _SHOWN_ERRORS)
+    for page in client.result_pages(job["id"]) if left else ():
+        for item in page.get("items") or page["results"]:
+            if item.get("error") and left:
+                left -= 1
+                named = item.get("id") or item.get("index", item.get("query"))
+                click.echo(f"  {named}: {item['error']['detail']}", err=True)
 
 
 def kind_help(name: str, schema: type[BaseModel]) -> str:

@@ -70,4 +70,5 @@ def show_collections(found: list[dict[str, Any]], as_json: bool) -> None:
         print_json(found)
         return
     for each in found:
-        click.echo(f"{each['name']}  {each['count']} items  model {each['model']}  {each['dim']} dimensions")
+        of = f"model {each['model']}" if each["model"] else "your own vectors"
+        click.echo(f"{each['name']}  {each['count']} items  {of}  {each['dim']} dimensions")

@@ -6,22 +6,25 @@ from typing import Any
 
 import click
 
-from revln.cli.jobs import as_json_option, connect, url_option
+from revln.cli.jobs import as_json_option, connect, priority_option, timeout_option, url_option, wait_option
 from revln.cli.output import print_json, show_job
 from revln.jobs.state import JobStatus
 
 __all__ = ["build_command", "rollback_command", "snapshots_command"]
 
+_WIDE = 200  # no terminal may cut the ids, which --to takes
 _TYPES = ["auto", "flat", "hnsw", "ivf", "ivfpq"]
 
 
-@click.command("build")
+@click.command("build", short_help="Build the index that is searched.")
 @click.argument("name", metavar="NAME")
 @click.option("--type", "kind", type=click.Choice(_TYPES), default="auto", show_default=True, help="See docs/index.md.")
 @click.option("--recall", type=click.FloatRange(0, 1, min_open=True), help="Least recall@10.  [default: the server's]")
 @click.option("--lists", type=click.IntRange(1), help="Of ivf and ivfpq: clusters.")
 @click.option("--links", type=click.IntRange(4), help="Of hnsw: links of a row.")
-@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until it is served.")
+@priority_option
+@wait_option
+@timeout_option
 @url_option
 @as_json_option
 def build_command(
@@ -30,20 +33,28 @@ def build_command(
     recall: float | None,
     lists: int | None,
     links: int | None,
+    priority: str,
     wait: bool,
+    timeout: float | None,
     url: str | None,
     as_json: bool,
 ) -> int:
-    """Build the index of a collection and search it from then on; searches go on meanwhile."""
+    """Build the index of a collection and search it from then on; searches go on meanwhile.
+
+    \b
+    Examples:
+      revln index build photos
+      revln index build photos --type ivf --recall 0.99 --priority bulk
+    """
     options = {"type": kind, "recall": recall, "lists": lists, "links": links}
     asked = {key: value for key, value in options.items() if value is not None}
     with connect(url) as client:
-        job = client.submit("index", {"collection": name, "operation": "build", "index": asked})
+        job = client.submit("index", {"collection": name, "operation": "build", "index": asked}, priority=priority)
         if wait:
-            job = client.wait(job["id"])
+            job = client.wait(job["id"], timeout)
         if job["status"] != JobStatus.SUCCEEDED:
             show_job(job, as_json)
-            return 1 if wait else 0
+            return 1 if job["done"] else 0
         built = client.result(job["id"])["items"][0]["snapshot"]
     if as_json:
         print_json(built)
@@ -55,7 +66,7 @@ def build_command(
     return 0
 
 
-@click.command("snapshots")
+@click.command("snapshots", short_help="List the built indexes.")
 @click.argument("name", metavar="NAME")
 @url_option
 @as_json_option
@@ -71,7 +82,7 @@ def snapshots_command(name: str, url: str | None, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    Console().print(_table(found))
+    Console(width=_WIDE).print(_table(found))
 
 
 def _table(found: list[dict[str, Any]]) -> Any:
@@ -97,7 +108,7 @@ def _table(found: list[dict[str, Any]]) -> Any:
     return table
 
 
-@click.command("rollback")
+@click.command("rollback", short_help="Search an older built index again.")
 @click.argument("name", metavar="NAME")
 @click.option("--to", "snapshot", metavar="ID", help="Which one.  [default: the one before the current one]")
 @url_option

@@ -30,7 +30,7 @@ class _Json(click.ParamType[Any]):
 filter_option = click.option("--filter", type=_Json(), help='Only these items, as in {"year": {"gte": 2020}}.')
 
 
-@click.command("import")
+@click.command("import", short_help="Write existing vectors from files.")
 @click.argument("name", metavar="NAME")
 @click.argument("paths", nargs=-1, required=True, metavar="FILE…|FOLDER", type=click.Path(exists=True, path_type=Path))
 @click.option(
@@ -77,7 +77,7 @@ def import_command(
     return 1 if done.failed else 0
 
 
-@click.command("export")
+@click.command("export", short_help="Write it into files.")
 @click.argument("name", metavar="NAME")
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @filter_option

@@ -28,7 +28,7 @@ MAX_QUERIES = 1_000
 MAX_HITS = 100_000  # k times queries: every hit carries its item's text and metadata
 AUTO = "auto"  # a min_score: what the model's calibration calls a match
 NO_MATCH_SCORE = (
-    "Model {} has no calibrated score of a match: give min_score as a number, or use a model whose config.json has "
+    "{} has no calibrated score of a match: give min_score as a number, or use a model whose config.json has "
     "match_min_score, which 'revln train' measures."
 )
 

@@ -167,7 +167,7 @@ def test_vectors_of_two_models_never_meet_and_the_error_names_the_way_out(inline
     own = f"own-{uuid4().hex[:12]}"
     assert inline.http.put(f"/v1/collections/{own}", json={"dim": 4}).status_code == 201
     for body, pointer in (
-        ({"input": {"collection": own, "operation": "migrate"}, "model": NEW}, "/model"),
+        ({"input": {"collection": own, "operation": "migrate"}, "model": NEW}, "/input/collection"),
         ({"input": {"collection": name, "operation": "migrate"}}, "/model"),
         ({"input": {"collection": name, "operation": "migrate"}, "model": "none"}, "/model"),
         ({"input": {"collection": name, "items": [{"text": "a"}], "allow_missing": True}}, "/input"),

@@ -71,6 +71,12 @@ def test_an_unknown_command_is_wrong_usage() -> None:
     assert "No such command 'emebd'" in done.stderr
 
 
+def test_an_unknown_command_of_index_is_not_taken_for_json() -> None:
+    done = CliRunner().invoke(cli, ["index", "rebuild", "photos"])
+    assert done.exit_code == 2
+    assert "No such command 'rebuild'" in done.output
+
+
 def test_a_wrong_setting_is_one_clear_line() -> None:
     done = run("jobs", env={"REVLN_API_PROT": "1"})
     assert done.returncode == 1

@@ -75,7 +75,7 @@ def _least(context: Context, query: list[QueryPart]) -> float:
     assert context.job.model is not None
     known = context.runtime.catalog.describe(context.job.model).match_min_score
     if known is None:
-        raise ModelUnavailable(NO_MATCH_SCORE.format(context.job.model))
+        raise ModelUnavailable(NO_MATCH_SCORE.format(f"Model {context.job.model}"))
     return min(known["text" if part.text is not None else "image"] for part in query)
 
 
