@@ -19,6 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
+from revln.db.write_turns import WriteTurns
 from revln.errors import SettingsError, Unavailable
 
 __all__ = ["Database", "db_now"]
@@ -72,6 +73,7 @@ class Database:
             options["connect_args"] = {"connect_timeout": 5}
         self.engine: Engine = create_engine(parsed, **options)
         if self.is_sqlite:
+            self._turns = WriteTurns(parsed.database or "")
             event.listen(self.engine, "connect", _configure_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
         else:
@@ -99,7 +101,7 @@ class Database:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Threads of one process take turns at SQLite's only write lock.
+        """Threads of one process take turns at SQLite's only write lock, and so do processes (`WriteTurns`).
 
         SQLite itself waits by sleeping up to 100 ms and looking again: with eight clients the 99th percentile of a
         submission was 848 ms. A thread that waits for a lock is woken when it is free.
@@ -110,7 +112,8 @@ class Database:
         if not self._writing.acquire(timeout=BUSY_TIMEOUT_S):
             raise _busy()
         try:
-            yield
+            with self._turns.turn():
+                yield
         finally:
             self._writing.release()
 
