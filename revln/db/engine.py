@@ -29,6 +29,15 @@ BUSY_TIMEOUT_S = 30.0
 IDLE_TRANSACTION_S = 15.0
 POOL_SIZE = 10
 POOL_OVERFLOW = 40  # the API's threads and a worker's chunks may all want one at once
+# Of libpq, unless the URL says otherwise. A server that is gone without a word (its machine, or the network between) is
+# noticed after half a minute; by Linux's own settings after two hours.
+_POSTGRESQL = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
 _WRITE = "revln_write"
 
 
@@ -70,7 +79,7 @@ class Database:
             options["connect_args"] = {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
         else:
             options["pool_pre_ping"] = True
-            options["connect_args"] = {"connect_timeout": 5}
+            options["connect_args"] = {name: value for name, value in _POSTGRESQL.items() if name not in parsed.query}
         self.engine: Engine = create_engine(parsed, **options)
         if self.is_sqlite:
             self._turns = WriteTurns(parsed.database or "")
