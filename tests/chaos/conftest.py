@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.chaos.lab import LabStack
+from tests.chaos.lab import Lab, LabStack
 from tests.chaos.zygote import Zygote
 from tests.conftest import fresh_database
 from tests.databases import DATABASES
-from tests.stack import running
+from tests.stack import DEADLINE_S, running
 
 
 @pytest.fixture(scope="package")
@@ -31,3 +32,15 @@ def lab_stack(
         running(LabStack(folder, zygote, quick=True, database_url=url, concurrency=12, fetch_urls=True)) as stack,
     ):
         yield stack
+
+
+@pytest.fixture
+def lab(lab_stack: LabStack, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """The shared stack, healed; the invariants are looked at afterwards."""
+    lab_stack.heal()
+    lab = Lab(tmp_path, lab_stack.settings.resolved_database_url, request.node.name, patience_s=DEADLINE_S)
+    lab.use(stack=lab_stack)
+    yield lab
+    lab.inspect()
+    lab.close()
+    assert lab.faults == []

@@ -25,7 +25,7 @@ from revln.db import tables
 from revln.db.engine import Database
 from revln.settings import Settings
 from tests.chaos.invariants import violations
-from tests.chaos.puppet import DIM, FAMILY
+from tests.chaos.puppet import DIM, FAMILY, OTHER
 from tests.chaos.zygote import Zygote
 from tests.databases import PostgresqlServer
 from tests.stack import Stack, wait_until
@@ -47,8 +47,8 @@ class LabStack(Stack):
         (folder / FAMILY).mkdir(exist_ok=True)
         (folder / FAMILY / "config.json").write_text("{}")
         own = {} if quick else {name: Settings.model_fields[name].default for name in _RECOVERY}
-        puppet = {FAMILY: {"family": FAMILY, "source": str(folder / FAMILY)}}
-        super().__init__(folder, **{**own, "models": puppet, "default_model": FAMILY, **settings})
+        puppets = {name: {"family": FAMILY, "source": str(folder / FAMILY)} for name in (FAMILY, OTHER)}
+        super().__init__(folder, **{**own, "models": puppets, "default_model": FAMILY, **settings})
         self._zygote = zygote
 
     def start_api(self, harm: str | None = None) -> None:

@@ -24,15 +24,16 @@ from revln.models.checkpoint import Checkpoint
 from revln.models.families import FAMILIES, Family
 from tests.word_model import WordModel
 
-__all__ = ["DIM", "FAMILY", "PuppetModel", "describe", "install", "load"]
+__all__ = ["DIM", "FAMILY", "OTHER", "PuppetModel", "describe", "install", "load"]
 
-FAMILY = "puppet"
+FAMILY = "puppet"  # and the default model's name
 DIM = 8
+OTHER = "other"  # another model of the family, in a space of its own
 
 
 class PuppetModel(WordModel):
     def __init__(self, name: str) -> None:
-        super().__init__(name, DIM)
+        super().__init__(name, DIM if name == FAMILY else 2 * DIM)
         self.info = replace(self.info, family=FAMILY)
 
     def prepare(self, operation: Operation, item: Any) -> Any:

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.chaos.lab import Lab, LabStack
-from tests.stack import DEADLINE_S
+from tests.chaos.lab import Lab
 
 pytestmark = pytest.mark.slow
 
 _CHUNK = 64  # items of an embed job
-
-
-@pytest.fixture
-def lab(lab_stack: LabStack, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Lab]:
-    lab_stack.heal()
-    lab = Lab(tmp_path, lab_stack.settings.resolved_database_url, request.node.name, patience_s=DEADLINE_S)
-    lab.use(stack=lab_stack)
-    yield lab
-    lab.inspect()
-    lab.close()
-    assert lab.faults == []
 
 
 def test_a_running_job_stops_soon_after_it_is_canceled_and_keeps_what_was_done(lab: Lab, tmp_path: Path) -> None:
