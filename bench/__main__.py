@@ -31,12 +31,12 @@ def main() -> int:
         print(json.dumps([figure.as_dict() for figure in figures], indent=1))
         return 0
     table = Table(title="revln beside bare parts; the same machine, the same minute", title_justify="left")
-    for column in ("figure", "revln", "bare", "ratio"):
+    for column in ("figure", "revln", "bare", "ratio", "goal"):
         table.add_column(column, justify="left" if column == "figure" else "right")
     for figure in figures:
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
-        table.add_row(figure.name, figure.ours_text, figure.bare_text, ratio)
-    Console(width=110).print(table)
+        table.add_row(figure.name, figure.ours_text, figure.bare_text, ratio, figure.goal_text)
+    Console(width=130).print(table)
     return 0
 
 

@@ -20,6 +20,16 @@ class Figure:
     unit: str
     bare: float | None = None
     bare_name: str = ""
+    goal: float | None = None  # of the ratio where there is one: at least that; with ``below`` at most
+    below: bool = False
+
+    @property
+    def goal_text(self) -> str:
+        if self.goal is None:
+            return ""
+        reached = self.ours if self.ratio is None else self.ratio
+        met = reached <= self.goal if self.below else reached >= self.goal
+        return f"{'≤' if self.below else '≥'} {self.goal:,g} {'met' if met else 'MISSED'}"
 
     @property
     def ratio(self) -> float | None:
@@ -41,6 +51,7 @@ class Figure:
             "bare": None if self.bare is None else round(self.bare, 3),
             "bare_name": self.bare_name,
             "ratio": None if self.ratio is None else round(self.ratio, 3),
+            "goal": self.goal_text or None,
         }
 
 

@@ -81,14 +81,16 @@ class _Bench:
         started_s = seconds(lambda: indexes.append(IndexCache(self.db, self.blobs).caught_up(self.now())))
         index, name = indexes[0], f"{made.factory}, {self.rows:,} × {self.dim}"
         yield Figure(f"building, {name}", made.build_s, "s")
-        yield Figure("cold start from the snapshot", started_s, "s", made.build_s, "building it again")
+        yield Figure(
+            "cold start from the snapshot", started_s, "s", made.build_s, "building it again", goal=0.1, below=True
+        )
         yield Figure("the snapshot's file", made.size_bytes / 1e6, "MB", 4 * self.rows * self.dim / 1e6, "the vectors")
-        yield Figure(f"recall@{K}, {name}", self._recall(index, None), "of 1")
+        yield Figure(f"recall@{K}, {name}", self._recall(index, None), "of 1", goal=0.95)
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(1)  # one query at a time has no work for two, but faiss waits for both
         ours, bare = in_turns(3, lambda: self._ask(index), self._ask_bare)
         faiss.omp_set_num_threads(threads)
-        yield Figure(f"single queries, {name}", SINGLE / ours, "q/s", SINGLE / bare, "faiss.IndexFlatIP")
+        yield Figure(f"single queries, {name}", SINGLE / ours, "q/s", SINGLE / bare, "faiss.IndexFlatIP", goal=20)
         yield from self._filtered(index)
 
     def _ask(self, index: CollectionIndex) -> None:
@@ -103,7 +105,7 @@ class _Bench:
         random = np.random.default_rng(3)
         for share in SHARES:
             allowed = np.sort(random.choice(np.arange(1, self.rows + 1), int(self.rows * share), replace=False))
-            yield Figure(f"recall@{K} under a filter of {share:.1%}", self._recall(index, allowed), "of 1")
+            yield Figure(f"recall@{K} under a filter of {share:.1%}", self._recall(index, allowed), "of 1", goal=0.95)
 
     def _recall(self, index: CollectionIndex, allowed: NDArray[np.int64] | None) -> float:
         rows = faiss.rev_swig_ptr(self.bare.get_xb(), self.rows * self.dim).reshape(self.rows, self.dim)
@@ -124,7 +126,7 @@ def measure(rows: int, dim: int, kinds: list[str | None]) -> Iterator[Figure]:
         yield bench.fill()
         replayed: list[CollectionIndex] = []
         replay_s = seconds(lambda: replayed.append(IndexCache(bench.db, bench.blobs).caught_up(bench.now())))
-        yield Figure("catching up from the log (SQLite)", rows / replay_s, "rows/s")
+        yield Figure("catching up from the log (SQLite)", rows / replay_s, "rows/s", goal=120_000)
         few = bench.queries[:64]
         ours, bare = in_turns(5, lambda: replayed[0].search(few, K), lambda: bench.bare.search(few, K))
         yield Figure("flat search from the log alone, batch 64", 64 / ours, "q/s", 64 / bare, "IndexFlatIP")
@@ -144,7 +146,7 @@ def main() -> int:
     kinds = [None if kind == "auto" else kind for kind in arguments.types.split(",")]
     for figure in measure(arguments.rows, arguments.dim, kinds):
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
-        row = f"{figure.name:58} {figure.ours_text:>20} {figure.bare_text:>34} {ratio:>8}"
+        row = f"{figure.name:58} {figure.ours_text:>20} {figure.bare_text:>34} {ratio:>8} {figure.goal_text}"
         print(json.dumps(figure.as_dict()) if arguments.json else row, flush=True)
     return 0
 

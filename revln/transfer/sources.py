@@ -34,6 +34,7 @@ COLLECTION_FILE, ITEMS_FILE, VECTORS_FILE = "collection.json", "items.parquet", 
 _ROWS = 5_000  # of a piece
 _VECTOR_COLUMNS = ("vector", "embedding", "embeddings", "image_embedding")
 _LINE_BYTES = 2**20
+_BUFFER_BYTES = 2**20  # of each column of a Parquet file
 
 Piece = tuple[NDArray[np.float32], list[dict[str, Any]]]  # (N, D) and N items without their vectors
 
@@ -161,7 +162,8 @@ def _object(file: Path, number: int, line: bytes) -> dict[str, Any]:
 def _open_parquet(file: Path) -> Any:
     arrow = parquet()
     try:
-        return arrow.ParquetFile(file)
+        # By default pyarrow reads a whole row group ahead, which may be the whole file.
+        return arrow.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
     except (OSError, ValueError) as err:  # pyarrow's own errors are ValueErrors
         raise UsersError(f"{file} cannot be read as Parquet: {err}") from err
 

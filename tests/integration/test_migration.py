@@ -271,7 +271,7 @@ def test_of_two_migrations_at_once_the_later_one_is_told_of_the_other(
         second = migrate(inline, name, NEW)
     finally:
         go_on.set()
-    assert (second["status"], second["error"]["code"]) == ("failed", "job_failed")
+    assert (second["status"], second["error"]["code"]) == ("failed", "conflict")
     assert f"being migrated to {NEW} by job {first['id']}" in second["error"]["detail"]
     assert inline.client.wait(first["id"], 60)["status"] == "succeeded"
     assert moved(inline, name, OLD)[0]["migration"]["items"] == 5  # one that is over is in nobody's way

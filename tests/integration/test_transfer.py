@@ -182,3 +182,15 @@ def test_files_that_do_not_fit_are_told_in_a_line(tmp_path: Path) -> None:
     ]:  # fmt: skip
         with pytest.raises(UsersError, match=says):
             list(open_source(paths).pieces)
+
+
+def test_a_parquet_file_of_one_row_group_is_not_held_whole(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((100_000, 64), dtype=np.float32)
+    columns = {"id": [str(n) for n in range(len(vectors))], "vector": list(vectors)}
+    pq.write_table(pa.table(columns), tmp_path / "all.parquet", row_group_size=len(vectors))
+    before, most, rows = pa.total_allocated_bytes(), 0, 0
+    for piece, _ in open_source([tmp_path / "all.parquet"]).pieces:
+        most = max(most, pa.total_allocated_bytes() - before)
+        rows += len(piece)
+    assert rows == len(vectors)
+    assert most < vectors.nbytes / 2

@@ -33,7 +33,7 @@ from revln.db.generations import (
 from revln.db.log import LogEntry
 from revln.db.results import vectors_to_bytes
 from revln.db.uploads import own_uploads
-from revln.errors import ItemError, ItemInvalid, JobError, ModelUnavailable, Unavailable
+from revln.errors import Conflict, ItemError, ItemInvalid, ModelUnavailable, Unavailable
 from revln.models.base import Operation
 from worker.context import Again, Context, Done, Outcome
 from worker.embedding import Content, embed, own_contents, text_content
@@ -60,7 +60,7 @@ def run_migrate(context: Context, collection: Collection) -> Done:
     with context.runtime.db.write() as connection:
         hold_chunk(connection, context.claim)
         if (rival := older_migration(connection, context.job)) is not None:
-            raise JobError(_RIVAL.format(context.job.collection, *rival, context.job.model))
+            raise Conflict(_RIVAL.format(context.job.collection, *rival, context.job.model))
         shadow = begin_generation(connection, collection.id, info.name, info.joint_fingerprint, info.dim)
     errors: dict[str, ItemError] = {}
     _catch_up(context, loaded, shadow, errors)
