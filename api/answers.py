@@ -89,7 +89,7 @@ class JobAnswer(_Answer):
     started_at: str | None
     finished_at: str | None
     cancel_requested_at: str | None
-    deadline_at: str | None
+    deadline_at: str | None = Field(description="When it expires; it may be another moment once it has started.")
     expires_at: str | None = Field(description="When the finished job and its result are removed.")
     error: ItemFailure | None = Field(description="Why the job as a whole failed.")
     metadata: dict[str, Any]

@@ -51,6 +51,12 @@ class SubmitBody(BaseModel):
     deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)] | None = Field(
         None, description="Seconds from now after which the job expires."
     )
+    starting_deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)] | None = Field(
+        None, description="Seconds from now after which it expires if none of it has been started."
+    )
+    active_deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)] | None = Field(
+        None, description="Seconds that it may run, from its first start."
+    )
     webhook: Webhook | None = Field(None, description="Where to tell of its events; see docs/webhooks.md.")
     retention_s: Annotated[float, Field(ge=1, le=MAX_RETENTION_S)] | None = Field(
         None, description="Seconds that the finished job and its result are kept."

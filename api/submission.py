@@ -93,6 +93,8 @@ def submit(state: ApiState, by: Caller, body: SubmitBody, idempotency_key: str |
             model_fingerprint=_fingerprint(kind, info, collection),
             collection=collection.name if collection else None,
             deadline_s=body.deadline_s,
+            starting_deadline_s=body.starting_deadline_s,
+            active_deadline_s=body.active_deadline_s,
             idempotency_key=idempotency_key,
             request_sha256=request_sha256,
             webhook=_webhook(state, body),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, select, update
+from sqlalchemy import Connection, and_, select, true, update
 
 from revln.db import tables
 from revln.db.engine import Database, db_now
@@ -144,10 +144,12 @@ def claim_chunk(
             job = lock_job(connection, job_id)
         except NotFound:
             return None
+        late = job.started_at is None and job.deadline_at is not None  # to be started: the sweeper ends it
         row = connection.execute(
             update(tables.chunks)
             .where(
                 is_chunk(job_id, number),
+                db_now() <= job.deadline_at if late else true(),
                 columns.state == ChunkState.QUEUED,
                 columns.attempt < columns.max_attempts,
                 columns.run_at <= db_now(),

@@ -11,7 +11,7 @@ from revln.access import Caller
 from revln.db import tables
 from revln.db.audit import record
 from revln.db.engine import Database, db_now
-from revln.db.jobs import Job, get_job, lock_job
+from revln.db.jobs import Job, earliest, get_job, lock_job
 from revln.db.result_rows import begin_report_again
 from revln.db.retention import retire
 from revln.db.turns import last_turn, queue_of, renumber
@@ -46,7 +46,10 @@ def settle_job(connection: Connection, job: Job, changes: dict[str, Any]) -> Job
     status = derive_status(counted.tally)
     values["status"] = status
     if status is JobStatus.RUNNING and job.started_at is None:
-        values["started_at"] = db_now()
+        now = connection.scalar(select(db_now()))
+        assert now is not None
+        to_end_s = None if job.deadline_s is None else job.created_at + job.deadline_s - now
+        values |= {"started_at": now, "deadline_at": earliest(now, to_end_s, job.active_deadline_s)}
     if status.done:
         values["finished_at"] = db_now()
         values["expires_at"] = db_now() + job.retention_s
@@ -154,7 +157,8 @@ def retry_job(db: Database, job_id: str, attempts: int, by: Caller, quotas: Quot
         }
         changes["chunks_queued"] = job.chunks_queued + sum(count for _, count, _ in rows)
         changes["failed"] = job.failed - sum(int(failed or 0) for _, _, failed in rows)
-        changes.update(error=None, finished_at=None, expires_at=None, cancel_requested_at=None, deadline_at=None)
+        changes.update(error=None, finished_at=None, expires_at=None, cancel_requested_at=None)
+        changes.update(deadline_at=None, deadline_s=None, active_deadline_s=None)
         more = Usage(job.total - job.succeeded - changes["failed"], job.size_bytes)
         check_quotas(connection, job.tenant, job.key_id, more, quotas)
         check_total(connection, more, quotas)

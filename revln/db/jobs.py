@@ -25,6 +25,7 @@ __all__ = [
     "cancel_requested",
     "count_by_status",
     "drain_rate",
+    "earliest",
     "events_after",
     "get_job",
     "job_from_row",
@@ -70,7 +71,9 @@ class Job:
     started_at: float | None
     finished_at: float | None
     cancel_requested_at: float | None
-    deadline_at: float | None
+    deadline_at: float | None  # the next one: to be started, or to end
+    deadline_s: float | None  # to end, from its creation
+    active_deadline_s: float | None  # to end, from its first start
     retention_s: float
     expires_at: float | None
     size_bytes: int
@@ -86,6 +89,11 @@ class Job:
             expired=self.chunks_expired,
             items_succeeded=self.succeeded,
         )
+
+
+def earliest(start: float, *after_s: float | None) -> float | None:
+    """The first of these moments after ``start``; None if none is given."""
+    return min((start + one for one in after_s if one is not None), default=None)
 
 
 JOB_COLUMNS = [tables.jobs.c[field.name] for field in fields(Job)]

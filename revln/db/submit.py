@@ -15,7 +15,7 @@ from revln.db import bulk, tables
 from revln.db.audit import record
 from revln.db.engine import Database, db_now
 from revln.db.job_changes import add_event
-from revln.db.jobs import JOB_COLUMNS, Job, get_job, job_from_row
+from revln.db.jobs import JOB_COLUMNS, Job, earliest, get_job, job_from_row
 from revln.db.turns import last_turn
 from revln.db.uploads import hold_uploads
 from revln.db.usage import NO_QUOTAS, Quotas, Usage, charge, check_quotas, check_total, lock_tenant
@@ -66,6 +66,8 @@ class NewJob:
     collection: str | None = None
     tag: str | None = None
     deadline_s: float | None = None
+    starting_deadline_s: float | None = None  # of a job of which nothing has been started
+    active_deadline_s: float | None = None  # from its first start
     idempotency_key: str | None = None
     request_sha256: str | None = None
     webhook: dict[str, Any] | None = None  # revln.db.webhooks says what is in it
@@ -145,7 +147,9 @@ def _insert(connection: Connection, new: NewJob) -> Job:
             idempotency_key=new.idempotency_key,
             request_sha256=new.request_sha256,
             created_at=now,
-            deadline_at=now + new.deadline_s if new.deadline_s is not None else None,
+            deadline_at=earliest(now, new.deadline_s, new.starting_deadline_s),
+            deadline_s=new.deadline_s,
+            active_deadline_s=new.active_deadline_s,
             retention_s=new.retention_s,
             size_bytes=new.size_bytes,
         )

@@ -80,11 +80,9 @@ def expire_deadlines(db: Database) -> list[str]:
                 continue
             if job.status.done or not job.chunks_queued:
                 continue
-            settle_job(
-                connection,
-                job,
-                {**end_queued_chunks(connection, job, ChunkState.EXPIRED), "error": DeadlineExceeded().as_dict()},
-            )
+            error = DeadlineExceeded(None if job.started_at else "Its deadline passed before any of it was started.")
+            ended = end_queued_chunks(connection, job, ChunkState.EXPIRED)
+            settle_job(connection, job, {**ended, "error": error.as_dict()})
             changed.append(job_id)
     return changed
 

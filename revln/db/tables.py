@@ -115,6 +115,8 @@ jobs = Table(
     Column("finished_at", Double),
     Column("cancel_requested_at", Double),
     Column("deadline_at", Double),
+    Column("deadline_s", Double),
+    Column("active_deadline_s", Double),
     Column("retention_s", Double, nullable=False),
     Column("expires_at", Double),
     _count("size_bytes"),  # of what came with it, for the quota of bytes

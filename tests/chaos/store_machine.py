@@ -244,12 +244,14 @@ class StoreMachine(RuleBasedStateMachine):
     def _claim(self, job: ModelJob, number: int) -> Any:
         claim = claim_chunk(self.db, job.id, number, "w", _LEASE_S)
         chunk = job.chunks[number] if number < len(job.chunks) and not job.deleted else None
-        free = chunk is not None and chunk.state is ChunkState.QUEUED and chunk.due <= self.now
+        late = not job.started and job.deadline is not None and job.deadline < self.now
+        free = chunk is not None and not late and chunk.state is ChunkState.QUEUED and chunk.due <= self.now
         if chunk is None or not free or chunk.attempt >= chunk.max_attempts:
             assert claim is None, "what is not there to be run was claimed"
             return multiple()
         assert claim is not None, "what is there to be run was not claimed"
         chunk.state, chunk.attempt, chunk.until = ChunkState.RUNNING, chunk.attempt + 1, self.now + _LEASE_S
+        job.started = True
         assert claim.attempt == chunk.attempt
         return Held(job, claim)
 
@@ -273,7 +275,9 @@ class StoreMachine(RuleBasedStateMachine):
             connection.execute(
                 update(tables.chunks).values(lease_until=chunks.lease_until - seconds, run_at=chunks.run_at - seconds)
             )
-            connection.execute(update(tables.jobs).values(deadline_at=jobs.deadline_at - seconds))
+            connection.execute(
+                update(tables.jobs).values(deadline_at=jobs.deadline_at - seconds, created_at=jobs.created_at - seconds)
+            )
 
     def _sweep(self) -> None:
         sweep.recover_lost_chunks(self.db, MAX_CRASHES)

@@ -46,6 +46,7 @@ class ModelJob:
     id: str
     chunks: list[ModelChunk]
     deadline: float | None
+    started: bool = False
     canceled: bool = False  # somebody asked for it
     deleted: bool = False
 

@@ -198,6 +198,38 @@ def test_a_passed_deadline_expires_what_is_queued(db: Database) -> None:
     assert expired.error["code"] == "deadline_exceeded"
 
 
+def test_a_job_that_nobody_started_in_time_expires_and_is_not_started_any_more(db: Database) -> None:
+    job = make_job(db, n_items=2, starting_deadline_s=-1.0, deadline_s=600.0)
+    assert claim_chunk(db, job.id, 0, "w", 30) is None
+    assert sweep.expire_deadlines(db) == [job.id]
+    error = read(db, job.id).error
+    assert error is not None
+    assert (error["code"], "before any of it was started" in error["detail"]) == ("deadline_exceeded", True)
+
+
+def test_once_it_has_started_a_job_may_run_as_long_as_it_said(db: Database) -> None:
+    job = make_job(db, n_items=2, starting_deadline_s=5.0, active_deadline_s=60.0, deadline_s=600.0)
+    claim = take(db, job)
+    assert claim.deadline_in_s == pytest.approx(60, abs=5)
+    finish(db, claim)
+    assert take(db, job, 1).job.deadline_at == claim.job.deadline_at  # not from each chunk's start
+
+
+@pytest.mark.parametrize(("more", "left_s"), [({"deadline_s": 20.0}, 20), ({"deadline_s": 900.0}, 60), ({}, 60)])
+def test_of_the_deadlines_of_a_job_that_runs_the_first_counts(
+    db: Database, more: dict[str, float], left_s: float
+) -> None:
+    claim = take(db, make_job(db, n_items=1, active_deadline_s=60.0, **more))
+    assert claim.deadline_in_s == pytest.approx(left_s, abs=5)
+
+
+def test_a_retry_has_no_deadline(db: Database) -> None:
+    job = make_job(db, n_items=1, starting_deadline_s=-1.0, active_deadline_s=1.0)
+    sweep.expire_deadlines(db)
+    job_changes.retry_job(db, job.id, 3, OWNER)
+    assert take(db, job).deadline_in_s is None
+
+
 def test_one_idempotency_key_from_fifty_threads_makes_one_job(db: Database) -> None:
     with ThreadPoolExecutor(16) as pool:
         jobs = list(pool.map(lambda _: make_job(db, 1, idempotency_key="k", request_sha256="a" * 64).id, range(50)))
