@@ -46,8 +46,8 @@ MUTANTS = [
         (
             Cut(
                 "revln/db/chunks.py",
-                "return and_(_is(claim.job.id, claim.number), columns.attempt == claim.attempt, columns.state ==",
-                "return and_(_is(claim.job.id, claim.number), columns.state ==",
+                "return and_(is_chunk(job_id, number), columns.attempt == attempt, columns.state == state)",
+                "return and_(is_chunk(job_id, number), columns.state == state)",
             ),
         ),
         (7, 18),
