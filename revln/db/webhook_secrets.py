@@ -40,8 +40,10 @@ def webhook_secrets(db: Database, tenant: str) -> list[WebhookSecret]:
     if found:
         return found
     with suppress(IntegrityError), db.write() as connection:  # somebody else made it just now
+        # The number first: whoever is quicker has either been seen by the time of the look, or has taken it.
+        number = _next_number(connection, tenant)
         if not _valid(connection, tenant):
-            _put(connection, tenant, _random_secret())
+            _put(connection, tenant, number, _random_secret())
     with db.read() as connection:
         return _valid(connection, tenant)
 
@@ -60,18 +62,21 @@ def rotate_secret(db: Database, by: Caller, secret: str | None, overlap_s: float
             until = db_now() + overlap_s
             longer = or_(table.c.expires_at.is_(None), table.c.expires_at > until)
             connection.execute(update(table).where(mine, longer).values(expires_at=until))
-            _put(connection, by.tenant, secret or _random_secret())
+            _put(connection, by.tenant, _next_number(connection, by.tenant), secret or _random_secret())
             audit.record(connection, by, "webhook.rotate", "secret")
             return _valid(connection, by.tenant)
     except IntegrityError as err:
         raise Conflict("Somebody else replaced the secret just now. Read it before you try again.") from err
 
 
-def _put(connection: Connection, tenant: str, secret: str) -> None:
-    table = tables.webhook_secrets
-    last = connection.scalar(select(func.max(table.c.number)).where(table.c.tenant == tenant)) or 0
-    values = {"tenant": tenant, "number": last + 1, "secret": secret, "created_at": db_now()}
-    connection.execute(insert(table).values(values))
+def _next_number(connection: Connection, tenant: str) -> int:
+    columns = tables.webhook_secrets.c
+    return (connection.scalar(select(func.max(columns.number)).where(columns.tenant == tenant)) or 0) + 1
+
+
+def _put(connection: Connection, tenant: str, number: int, secret: str) -> None:
+    values = {"tenant": tenant, "number": number, "secret": secret, "created_at": db_now()}
+    connection.execute(insert(tables.webhook_secrets).values(values))
 
 
 def _valid(connection: Connection, tenant: str) -> list[WebhookSecret]:
