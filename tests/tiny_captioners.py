@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ import transformers
 
 from tests.tiny_models import bert_tokenizer
 
-__all__ = ["CAPTIONERS", "save_blip", "save_florence", "save_git", "save_llava", "save_qwen", "save_vit_gpt2"]
+__all__ = [
+    "CAPTIONERS",
+    "save_blip",
+    "save_florence",
+    "save_git",
+    "save_llava",
+    "save_qwen",
+    "save_smolvlm",
+    "save_vit_gpt2",
+]
 
 _TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 _PICTURE = {"height": 32, "width": 32}
@@ -95,16 +105,49 @@ def save_llava(folder: Path) -> Path:
     return _save(folder, _wild(transformers.LlavaForConditionalGeneration, config), processor)
 
 
-def save_qwen(folder: Path) -> Path:
+def save_smolvlm(folder: Path) -> Path:
+    special = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<video>"]
+    special += [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
+    tokenizer = _letters(*special, model_max_length=2048, padding_side="left")
+    tokenizer.pad_token = tokenizer.eos_token
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    config = transformers.SmolVLMConfig(
+        vision_config={**_TOWER, "image_size": 32, "patch_size": 8},
+        text_config={
+            **_TOWER, "model_type": "llama", "vocab_size": len(tokenizer), "max_position_embeddings": 2048,
+            "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        image_token_id=image, scale_factor=2,
+    )  # fmt: skip
+    # Pictures are cut into four, with the whole one beside them: as many tokens as there are parts.
+    sizes = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
+    processor = transformers.SmolVLMProcessor(
+        transformers.SmolVLMImageProcessor(**sizes), tokenizer, transformers.SmolVLMVideoProcessor(**sizes),
+        image_seq_len=4, chat_template=_CHAT.replace("IMAGE", "<image>"),
+    )  # fmt: skip
+    return _save(folder, _wild(transformers.SmolVLMForConditionalGeneration, config), processor)
+
+
+def save_qwen(folder: Path, name: str = "Qwen2VL") -> Path:
     special = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer = _letters(*special, model_max_length=2048, padding_side="left")
     tokenizer.pad_token = tokenizer.eos_token
     start, end, image, video = tokenizer.convert_tokens_to_ids(special)
-    config = transformers.Qwen2VLConfig(
-        vision_config={
-            "embed_dim": 32, "depth": 2, "num_heads": 4, "hidden_size": 32, "patch_size": 4, "mlp_ratio": 2,
-            "spatial_merge_size": 2, "temporal_patch_size": 2,
+    tower: dict[str, Any] = {
+        "depth": 2, "num_heads": 4, "hidden_size": 32, "patch_size": 4, "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }  # fmt: skip
+    tower |= {
+        "Qwen2VL": {"embed_dim": 32, "mlp_ratio": 2},
+        "Qwen2_5_VL": {"out_hidden_size": 32, "intermediate_size": 64, "window_size": 16, "fullatt_block_indexes": [1]},
+        "Qwen3VL": {
+            "out_hidden_size": 32, "intermediate_size": 64, "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
         },
+    }[name]  # fmt: skip
+    config = getattr(transformers, f"{name}Config")(
+        vision_config=tower,
         text_config={
             **_TOWER, "vocab_size": len(tokenizer), "max_position_embeddings": 2048, "num_key_value_heads": 2,
             "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4},
@@ -116,10 +159,11 @@ def save_qwen(folder: Path) -> Path:
     size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
     images = transformers.Qwen2VLImageProcessor(patch_size=4, merge_size=2, size=size)
     videos = transformers.Qwen2VLVideoProcessor(patch_size=4, merge_size=2, size=size)
-    processor = transformers.Qwen2VLProcessor(
+    processor = getattr(transformers, f"{name}Processor")(
         images, tokenizer, videos, chat_template=_CHAT.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
     )
-    return _save(folder, _wild(transformers.Qwen2VLForConditionalGeneration, config), processor)
+    network = getattr(transformers, f"{name}ForConditionalGeneration")
+    return _save(folder, _wild(network, config), processor)
 
 
 def save_florence(folder: Path) -> Path:
@@ -174,6 +218,9 @@ CAPTIONERS: dict[str, Callable[[Path], Path]] = {
     "blip": save_blip,
     "git": save_git,
     "llava": save_llava,
-    "qwen": save_qwen,
+    "smolvlm": save_smolvlm,
+    "qwen2": save_qwen,
+    "qwen2.5": partial(save_qwen, name="Qwen2_5_VL"),
+    "qwen3": partial(save_qwen, name="Qwen3VL"),
     "florence": save_florence,
 }

@@ -162,6 +162,14 @@ def test_every_setting_has_a_row_in_the_documentation_and_every_row_a_setting() 
         assert field.description in text, f"docs/settings.md tells another story of {name}"
 
 
+def test_every_link_of_the_documentation_leads_somewhere() -> None:
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("revln/**/*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#\s]+)", page.read_text())]
+    ours = [(page, link) for page, link in links if "://" not in link]
+    assert len(ours) > 20
+    assert [f"{page.name}: {link}" for page, link in ours if not (page.parent / link).exists()] == []
+
+
 def test_no_file_of_ours_is_much_longer_than_the_style_allows() -> None:
     for module, path in sources("revln", "api", "worker"):
         lines = path.read_text().count("\n")
