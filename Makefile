@@ -43,8 +43,8 @@ check: setup  ## Lint, format check, types.
 bench: setup  ## Print the benchmark: each figure beside something bare, run in the same minute.
 	$(BIN)/python -m bench
 
-ablations: setup  ## Train revln-tiny again without one of its parts at a time (hours; needs the training data).
-	$(BIN)/python -m bench.ablations -- --cache runs/cache
+ablations: setup  ## Train briefly without one part of revln-tiny at a time (over an hour; needs the data; OPTIONS=--bf16).
+	$(BIN)/python -m bench.ablations -- --cache runs/cache $(OPTIONS)
 
 bench-index: setup  ## Fill, build and search a collection of a million vectors beside raw FAISS; some minutes.
 	$(BIN)/python -m bench.index

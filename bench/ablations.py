@@ -1,7 +1,8 @@
-"""Train the model again without one of its parts at a time, and print what each part brought. Hours on two cores.
+"""Train the model again without one of its parts at a time, and print what each part brought.
 
-Every run goes on where it was cut; stages that a part does not touch are taken over from the whole run, which
-``--whole`` may name if it is there already. ``make ablations`` runs it with the data's default paths.
+All runs are short alike (`_SHORT`), so they compare with each other, not with a model trained to its end: over an hour
+on two cores. Options of `revln train` after ``--`` change that. A run goes on where it was cut; stages that a part
+does not touch are taken over from the whole run, which ``--whole`` may name if it is there already.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,25 +22,31 @@ from rich.table import Table
 
 _DATA = Path("../shared/data")
 _STAGES = ("text", "language", "joint", "caption", "self-critical")
+_SHORT = (
+    "--text-epochs=1", "--language-epochs=1", "--epochs=2", "--caption-epochs=2", "--self-critical-epochs=0",
+    "--train-size=128", "--freeze=7",
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Variant:
     """``first`` is the first stage that the change touches; those before it are the whole run's."""
 
     name: str
     change: tuple[str, ...]
     first: str
+    backbone: bool = True
 
 
 VARIANTS = [
     Variant("whole", (), "text"),
+    Variant("no ImageNet weights: a random trunk", ("--freeze", "0"), "joint", backbone=False),
+    Variant("ImageNet trunk left as it is", ("--freeze", "19"), "joint"),
     Variant("no COCO captions", ("--text-epochs", "0", "--language-epochs", "0", "--no-extra-evidence"), "text"),
-    Variant("frozen ImageNet trunk", ("--freeze", "19"), "joint"),
     Variant("no captioning in the joint loss", ("--captioning", "0"), "joint"),
     Variant("with the hardest-negative hinge", ("--hardest", "0.5"), "joint"),
     Variant("evidence from Flickr8k alone", ("--no-extra-evidence",), "caption"),
-    Variant("no self-critical training", ("--self-critical-epochs", "0"), "self-critical"),
+    Variant("with a pass of self-critical training", ("--self-critical-epochs", "1"), "self-critical"),
 ]
 
 
@@ -56,9 +64,9 @@ def main() -> int:
     for variant in VARIANTS:
         if given.only and not any(variant.name.startswith(name) for name in given.only):
             continue
-        folder = whole if variant.name == "whole" else given.out / variant.name.replace(" ", "-")
+        folder = whole if variant.name == "whole" else given.out / variant.name.replace(":", "").replace(" ", "-")
         _take_over(variant, whole, folder)
-        _train(folder, [*given.options, *variant.change])
+        _train(folder, variant, given.options)
         table.add_row(variant.name, *_figures(_evaluate(folder)))
     Console(width=120).print(table)
     return 0
@@ -73,12 +81,11 @@ def _take_over(variant: Variant, whole: Path, folder: Path) -> None:
         shutil.copy(whole / f"state/{stage}.pt", folder / "state")
 
 
-def _train(folder: Path, options: list[str]) -> None:
-    backbone, extra = (
-        _DATA / "mobilenet_v2/mobilenet_v2_imagenet1001.safetensors",
-        _DATA / "coco_captions/captions.tsv.gz",
-    )
-    _revln("train", "--out", folder, "--backbone", backbone, "--extra-captions", extra, "--bf16", *options)
+def _train(folder: Path, variant: Variant, options: Sequence[str]) -> None:
+    backbone = ("--backbone", _DATA / "mobilenet_v2/mobilenet_v2_imagenet1001.safetensors")
+    extra = ("--extra-captions", _DATA / "coco_captions/captions.tsv.gz")
+    _revln("train", "--out", folder, *extra, *(backbone if variant.backbone else ()), *_SHORT, *options,
+           *variant.change)  # fmt: skip
 
 
 def _evaluate(folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from revln.errors import ValidationFailed
 from revln.models.base import Operation
 from revln.models.captioner import Captioner
 from revln.models.revln_family import load
-from revln.models.tokenizer import train_tokenizer
+from revln.models.tokenizer import BOS, EOS, PAD, train_tokenizer
 from revln.training.calibrate import evidence_threshold, match_thresholds
 from revln.training.captions import Prompter, caption_loss
 from revln.training.contrast import contrastive_loss
@@ -29,7 +29,7 @@ from revln.training.data import Pictures, read_captions, read_extra_captions
 from revln.training.evidence import fit, honest_pool, nearest_captions
 from revln.training.metrics import Cider, tokenize
 from revln.training.pixels import Augment, cache_pixels, may_be_mirrored
-from revln.training.self_critical import advantages
+from revln.training.self_critical import END, Begun, advantages, log_likelihoods, sample, words
 
 SIZES = {
     "image_size": 64, "dim": 32, "vocab_size": 320, "text_embedding": 16, "text_hidden": 24,
@@ -284,6 +284,42 @@ def test_decoded_pictures_are_what_the_served_model_prepares(data: Path, tmp_pat
 def test_a_sample_is_rewarded_for_beating_the_other_samples_of_its_picture() -> None:
     got = advantages(np.array([1.0, 2.0, 3.0, 5.0, 5.0, 5.0]), 3)
     assert got.tolist() == pytest.approx([-1.5, 0.0, 1.5, 0.0, 0.0, 0.0])
+
+
+def test_samples_are_as_likely_as_teacher_forcing_says() -> None:
+    torch.manual_seed(0)
+    captioner = Captioner(8, 4, vocab_size=20, positions=32, width=16, layers=2, heads=2, inner=16).eval()
+    for weight in captioner.parameters():  # far from uniform, so that a wrong prompt or picture shows
+        torch.nn.init.normal_(weight, std=0.3)
+    seen, prompts = captioner.look(torch.randn(3, 4, 8)), [[1, 7, 8, 9], [1, 7], [1, 9, 9, 8, 7, 6]]
+    told = sample(Begun.of(captioner, seen, prompts, 8), most=12)
+    assert len(told) == 24
+    assert len(set(map(len, told))) > 3  # rows end at different steps, so that the shorter ones were left behind
+    assert all(EOS not in row[:-1] and PAD not in row for row in told)
+    ended = [i for i, row in enumerate(told) if row[-1] == EOS]
+    got = log_likelihoods(Begun.of(captioner, seen, prompts, 8), told)
+    for i in ended:
+        one = caption_loss(captioner, seen[i // 8, None], [prompts[i // 8]], [told[i][:-1]]) * len(told[i])
+        assert -got[i].item() == pytest.approx(one.item(), abs=1e-3)
+
+
+def test_sampling_draws_as_often_as_is_likely() -> None:
+    torch.manual_seed(0)
+    captioner = Captioner(8, 4, vocab_size=8, positions=8, width=16, layers=1, heads=2, inner=16).eval()
+    torch.nn.init.normal_(captioner.gpt2.transformer.wte.weight, std=0.7)
+    begun = Begun.of(captioner, captioner.look(torch.randn(1, 4, 8)), [[1, 7]], 4000)
+    chances = begun.logits[0, 0].softmax(dim=0)
+    drawn = np.bincount([row[0] for row in sample(begun, most=1)], minlength=8) / 4000
+    allowed = [token for token in range(8) if token not in (PAD, BOS)]
+    assert drawn[allowed] == pytest.approx((chances / chances[allowed].sum()).detach().numpy()[allowed], abs=0.03)
+
+
+def test_a_caption_that_breaks_off_is_rewarded_less() -> None:
+    tokenizer = train_tokenizer(["a dog runs in the snow"], 300)
+    ids, told = tokenizer.encode("a dog runs"), [["a", "dog", "runs", END], ["a", "dog", "runs", "in", "a", END]]
+    scorer = Cider([told, [["a", "cat", END]], [["the", "snow", END]]])
+    assert words(tokenizer, ids) == ["a", "dog", "runs"]
+    assert scorer.of(words(tokenizer, [*ids, EOS]), told) > scorer.of(words(tokenizer, ids), told)
 
 
 def test_cider_of_a_caption_is_higher_the_more_it_says_what_others_do_not() -> None:
