@@ -72,6 +72,7 @@ class Janitor:
         for remove in (
             lambda _: retention.retire_expired(db),
             lambda most: retention.purge(db, most),
+            lambda most: retention.purge_collections(db, most),
             lambda most: self._runtime.uploads.expire(settings.upload_retention_s, most),
             lambda most: retention.expire_embeddings(db, settings.embedding_retention_s, most),
             lambda most: retention.expire_audit(db, settings.audit_retention_s, most),

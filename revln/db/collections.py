@@ -9,7 +9,7 @@ from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import IntegrityError
 from uuid_utils.compat import uuid7
 
@@ -19,6 +19,7 @@ from revln.db.audit import record
 from revln.db.engine import Database, db_now
 from revln.db.filters import filter_clause
 from revln.db.keyed import by_keys, in_index_order
+from revln.db.retention import retire_collections
 from revln.errors import Conflict, NotFound
 from revln.jobs.filters import Filter
 
@@ -139,7 +140,7 @@ def collection_ids(connection: Connection) -> set[str]:
 
 
 def delete_collection(db: Database, by: Caller, name: str) -> None:
-    """Remove a collection with its log and its other generations. Raises NotFound."""
+    """Let a collection be gone with its other generations; their logs are removed later. Raises NotFound."""
     columns = tables.collections.c
     with db.write() as connection:
         # Locked: a migration that lets another generation serve must come before or after.
@@ -147,7 +148,7 @@ def delete_collection(db: Database, by: Caller, name: str) -> None:
         found = connection.scalar(select(columns.id).where(*this).with_for_update())
         if found is None:
             raise NotFound(f"There is no collection {name!r}.")
-        connection.execute(delete(tables.collections).where((columns.id == found) | (columns.shadow_of == found)))
+        retire_collections(connection, (columns.id == found) | (columns.shadow_of == found))
         record(connection, by, "collection.delete", name)
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, insert, select, update
+from sqlalchemy import Connection, and_, insert, select, update
 from uuid_utils.compat import uuid7
 
 from revln.access import Caller
@@ -28,6 +28,7 @@ from revln.db.engine import db_now
 from revln.db.jobs import OPEN, Job
 from revln.db.keyed import in_index_order
 from revln.db.log import LogEntry, append_log
+from revln.db.retention import retire_collections
 from revln.errors import CollectionMoved, Conflict, NotFound
 
 __all__ = [
@@ -92,7 +93,7 @@ def begin_generation(connection: Connection, collection_id: str, model: str, fin
                 connection.execute(update(tables.collections).where(_C.id == shadow.id).values(shadow_role="returning"))
             return shadow
         if shadow.shadow_role == Role.NEXT:  # of a migration to another model that was given up
-            connection.execute(delete(tables.collections).where(_C.id == shadow.id))
+            retire_collections(connection, _C.id == shadow.id)
     identity = str(uuid7())
     connection.execute(
         insert(tables.collections).values(
@@ -213,8 +214,7 @@ def missing_items(
 def swap(connection: Connection, serving: Collection, shadow: Collection) -> None:
     """Let a shadow serve, which holds all that the locked ``serving`` does; that one becomes the former generation."""
     assert shadow.shadow_seq == serving.head_seq
-    others = and_(_C.shadow_of == serving.id, _C.id != shadow.id)
-    connection.execute(delete(tables.collections).where(others))
+    retire_collections(connection, _C.shadow_of == serving.id, _C.id != shadow.id)
     connection.execute(
         update(tables.collections)
         .where(_C.id == serving.id)
@@ -241,12 +241,11 @@ def swap(connection: Connection, serving: Collection, shadow: Collection) -> Non
 
 
 def delete_generation(connection: Connection, by: Caller, name: str, role: Role) -> None:
-    """Remove a generation that does not serve, with its log. Raises NotFound, Conflict."""
+    """Let a generation be gone that does not serve; its log is removed later. Raises NotFound, Conflict."""
     serving = get_collection(connection, by.tenant, name)
     found = next((one for one in shadows_of(connection, serving.id) if one.shadow_role == role), None)
     if found is None:
         raise NotFound(f"Collection {name!r} has no {role} generation.")
-    gone = delete(tables.collections).where(_C.id == found.id, _C.shadow_of.is_not(None), _C.shadow_role == role)
-    if not connection.execute(gone).rowcount:
+    if not retire_collections(connection, _C.id == found.id, _C.shadow_of.is_not(None), _C.shadow_role == role):
         raise Conflict(f"The {role} generation of collection {name!r} has just come into use.")
     record(connection, by, "generation.delete", f"{name} ({role})")

@@ -3,18 +3,22 @@
 A job of a million items is 15,000 chunks with as many results. One transaction over all of them would hold SQLite's
 write lock for many seconds, and keep PostgreSQL from cleaning up behind it. So a job is first *retired*, in one row:
 from then on nobody sees it. Its rows go in steps, each as long as the caller likes, and the job's own row goes last.
+A collection of a million items likewise: its own row goes at once, and another one says what is still to be removed.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, select, tuple_, update
+from sqlalchemy import Connection, Select, Table, delete, insert, select, tuple_, update
 
 from revln.db import tables
 from revln.db.engine import Database, db_now
+from revln.db.keyed import in_index_order
 
-__all__ = ["expire_audit", "expire_embeddings", "purge", "retire", "retire_expired"]
+__all__ = [
+    "expire_audit", "expire_embeddings", "purge", "purge_collections", "retire", "retire_collections", "retire_expired",
+]  # fmt: skip
 
 _JOBS = 100  # retired, or purged together
 # What hangs on a job, by the key that tells rows apart. A chunk's result goes with it.
@@ -22,6 +26,10 @@ _OF_A_JOB: tuple[tuple[Table, tuple[str, ...]], ...] = (
     (tables.chunks, ("job_id", "number")),
     (tables.events, ("id",)),
     (tables.job_uploads, ("job_id", "kind", "sha256")),
+)
+_OF_A_COLLECTION: tuple[tuple[Table, tuple[str, ...]], ...] = (
+    (tables.vectors, ("collection_id", "seq")),
+    (tables.items, ("collection_id", "item_id")),
 )
 
 
@@ -52,16 +60,52 @@ def purge(db: Database, most: int) -> int:
         removed = 0
         for table, key in _OF_A_JOB:
             if ids and removed < most:
-                removed += _remove(connection, table, key, ids, most - removed)
+                some = _keys(table, key).where(table.c.job_id.in_(ids))
+                removed += _remove(connection, table, some, most - removed)
         if ids and removed < most:
             removed += connection.execute(delete(tables.jobs).where(columns.id.in_(ids))).rowcount
         return removed
 
 
-def _remove(connection: Connection, table: Table, key: tuple[str, ...], ids: list[str], most: int) -> int:
-    columns = [table.c[name] for name in key]
-    some = select(*columns).where(table.c.job_id.in_(ids)).limit(most)
-    return connection.execute(delete(table).where(tuple_(*columns).in_(some))).rowcount
+def retire_collections(connection: Connection, *which: Any) -> int:
+    """Delete these rows of ``collections``, and note that what was in them is to be removed; how many."""
+    # What was really deleted: another transaction may have made one of them serve meanwhile.
+    ids = connection.scalars(delete(tables.collections).where(*which).returning(tables.collections.c.id)).all()
+    if ids:
+        connection.execute(insert(tables.retired_collections).values(retired_at=db_now()), [{"id": one} for one in ids])
+    return len(ids)
+
+
+def purge_collections(db: Database, most: int) -> int:
+    """Remove up to ``most`` rows of a deleted collection; 0 once nothing is left of any.
+
+    Any number of processes may do this at once: each takes a collection that no other one has locked.
+    """
+    columns = tables.retired_collections.c
+    with db.write() as connection:
+        oldest = select(columns.id).order_by(columns.retired_at).limit(1)
+        found = connection.scalar(oldest.with_for_update(skip_locked=True))
+        if found is None:
+            return 0
+        removed = 0
+        in_index_order(connection)  # from the table itself, each step would pass all rows that are gone already
+        for table, key in _OF_A_COLLECTION:
+            if removed < most:
+                some = _keys(table, key).where(table.c.collection_id == found).order_by(*key)
+                removed += _remove(connection, table, some, most - removed)
+        if removed < most:
+            removed += connection.execute(delete(tables.retired_collections).where(columns.id == found)).rowcount
+        return removed
+
+
+def _keys(table: Table, key: tuple[str, ...]) -> Select[Any]:
+    return select(*(table.c[name] for name in key))
+
+
+def _remove(connection: Connection, table: Table, some: Select[Any], most: int) -> int:
+    """Up to ``most`` rows of a table, whose keys ``some`` selects."""
+    key = tuple_(*some.selected_columns)
+    return connection.execute(delete(table).where(key.in_(some.limit(most)))).rowcount
 
 
 def expire_embeddings(db: Database, kept_s: float, most: int) -> int:
@@ -74,7 +118,7 @@ def expire_audit(db: Database, kept_s: float, most: int) -> int:
 
 
 def _expire(db: Database, table: Table, key: tuple[str, ...], kept_s: float, most: int) -> int:
-    columns = [table.c[name] for name in key]
-    old = select(*columns).where(table.c.created_at < db_now() - kept_s).order_by(table.c.created_at).limit(most)
+    created_at = table.c.created_at
+    old = _keys(table, key).where(created_at < db_now() - kept_s).order_by(created_at)
     with db.write() as connection:
-        return connection.execute(delete(table).where(tuple_(*columns).in_(old))).rowcount
+        return _remove(connection, table, old, most)

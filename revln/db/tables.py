@@ -31,29 +31,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from revln.access import DEFAULT_TENANT
 
 __all__ = [
-    "api_keys",
-    "audit",
-    "chunks",
-    "collections",
-    "deliveries",
-    "delivery_attempts",
-    "disabled_webhooks",
-    "embeddings",
-    "events",
-    "items",
-    "job_uploads",
-    "jobs",
-    "metadata",
-    "model_orders",
-    "results",
-    "snapshots",
-    "tenants",
-    "uploads",
-    "usage",
-    "vectors",
-    "webhook_secrets",
-    "workers",
-]
+    "api_keys", "audit", "chunks", "collections", "deliveries", "delivery_attempts", "disabled_webhooks",
+    "embeddings", "events", "items", "job_uploads", "jobs", "metadata", "model_orders", "results",
+    "retired_collections", "snapshots", "tenants", "uploads", "usage", "vectors", "webhook_secrets", "workers",
+]  # fmt: skip
 
 metadata = MetaData(
     naming_convention={
@@ -296,10 +277,18 @@ snapshots = Table(
     Index("ix_snapshots_sha256", "sha256"),
 )
 
+retired_collections = Table(  # whose vectors and items are still to be removed: revln/db/retention.py
+    "retired_collections",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("retired_at", Double, nullable=False),
+)
+
+# These and ``items`` outlive their collection, until they are removed in steps: so they do not refer to it.
 vectors = Table(
     "vectors",
     metadata,
-    Column("collection_id", _Id, ForeignKey("collections.id", ondelete="CASCADE"), primary_key=True),
+    Column("collection_id", _Id, primary_key=True),
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
     Column("op", String(8), nullable=False),  # upsert | delete
     Column("item_id", String(512), nullable=False),
@@ -316,7 +305,7 @@ vectors = Table(
 items = Table(
     "items",
     metadata,
-    Column("collection_id", _Id, ForeignKey("collections.id", ondelete="CASCADE"), primary_key=True),
+    Column("collection_id", _Id, primary_key=True),
     Column("item_id", String(512), primary_key=True),
     Column("seq", BigInteger, nullable=False),  # the live row of the log
 )

@@ -9,10 +9,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 
+from revln.access import OWNER
+from revln.db.collections import delete_collection
 from revln.db.engine import Database
 from revln.db.migrate import alembic_config, upgrade
 from revln.db.tables import metadata
 from revln.settings import Settings
+from tests.collections import clustered, make_collection, read, write
 
 
 def _differences(db: Database) -> list[Any]:
@@ -35,6 +38,21 @@ def test_downgrading_leaves_nothing_behind(database_url: str, db: Database) -> N
         assert set(inspect(connection).get_table_names()) <= {"alembic_version"}
     upgrade(Settings(database_url=database_url))
     assert _differences(db) == []
+
+
+def test_a_collection_that_is_being_removed_goes_with_its_log_on_the_way_back(database_url: str, db: Database) -> None:
+    kept, gone = make_collection(db, 4, "kept"), make_collection(db, 4, "gone")
+    for collection in (kept, gone):
+        write(db, collection, {"a": clustered(1, 4, 0)[0]})
+    delete_collection(db, OWNER, "gone")
+    command.downgrade(alembic_config(database_url), "0012")
+    with db.write() as connection:
+        for table in ("vectors", "items"):
+            assert set(connection.scalars(text(f"SELECT collection_id FROM {table}"))) == {kept.id}
+    upgrade(Settings(database_url=database_url))
+    assert _differences(db) == []
+    write(db, kept, {"b": clustered(1, 4, 1)[0]})
+    assert read(db, "kept").count == 2
 
 
 def test_what_was_there_before_tenants_is_the_default_ones(database_url: str, db: Database) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sqlalchemy import func, select
 
 from revln.access import DEFAULT_TENANT, OWNER
 from revln.db import job_changes, retention, tables
 from revln.db.chunks import claim_chunk, finish_chunk
+from revln.db.collections import Collection, delete_collection
 from revln.db.engine import Database
 from revln.db.jobs import Job, JobFilter, count_by_status, get_job, list_jobs
+from revln.db.log import LogEntry, append_log
 from revln.errors import Conflict, NotFound
 from revln.jobs.state import JobStatus
 from tests.builders import make_job, ok_result, take
+from tests.collections import clustered, make_collection, write
 from worker.retention import in_steps
 
 OF_A_JOB = (tables.jobs, tables.chunks, tables.results, tables.events)
@@ -70,6 +76,62 @@ def test_a_large_job_is_gone_at_once_and_its_rows_go_in_steps_of_the_size_asked_
     # Results go with their chunks; they are not counted.
     assert sum(steps) == before["chunks"] + before["events"] + 1
     assert rows(db) == {"jobs": 1, "chunks": 1, "results": 0, "events": 1}
+
+
+def test_a_deleted_collection_goes_in_steps_and_a_new_one_of_its_name_keeps_all(db: Database) -> None:
+    old = make_collection(db, 4)
+    write(db, old, some(20))
+    with db.write() as connection:
+        append_log(connection, old.id, [LogEntry("delete", "i0")])
+    delete_collection(db, OWNER, "c")
+    new = make_collection(db, 4)
+    write(db, new, some(5))
+    assert left(db, old) == (21, 19)
+    assert retention.purge_collections(db, 7) == 7
+    # Whoever did that was killed then; somebody else goes on.
+    steps = [7]
+    while removed := retention.purge_collections(db, 7):
+        steps.append(removed)
+    assert max(steps) == 7
+    assert sum(steps) == 21 + 19 + 1
+    assert left(db, old) == (0, 0)
+    assert left(db, new) == (5, 5)
+
+
+def test_two_who_remove_collections_take_one_each(db: Database) -> None:
+    for name in ("one", "two"):
+        write(db, make_collection(db, 4, name), some(3))
+        delete_collection(db, OWNER, name)
+    with ThreadPoolExecutor(2) as pool:
+        while any(pool.map(lambda _: retention.purge_collections(db, 2), range(2))):
+            pass
+    with db.read() as connection:
+        for table in (tables.vectors, tables.items, tables.retired_collections):
+            assert connection.execute(select(table)).all() == []
+
+
+def test_a_generation_that_serves_after_all_is_not_removed(db: Database) -> None:
+    c = make_collection(db, 4)
+    write(db, c, some(3))
+    with db.write() as connection:
+        assert retention.retire_collections(connection, tables.collections.c.shadow_of == c.id) == 0
+    assert retention.purge_collections(db, 100) == 0
+    assert left(db, c) == (3, 3)
+
+
+def some(rows: int) -> dict[str, NDArray[np.float32] | None]:
+    return {f"i{at}": vector for at, vector in enumerate(clustered(rows, 4, 0))}
+
+
+def left(db: Database, collection: Collection) -> tuple[int, ...]:
+    """Rows of its log, and items."""
+    with db.read() as connection:
+        return tuple(
+            connection.scalar(
+                select(func.count()).select_from(table).where(table.c.collection_id == collection.id)
+            ) or 0
+            for table in (tables.vectors, tables.items)
+        )  # fmt: skip
 
 
 def test_deleting_takes_everything_of_a_small_job_within_the_request(db: Database) -> None:
