@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from revln.jobs.index_schemas import DEDUP_SCORE, MAX_DIM
 from revln.jobs.schemas import (
@@ -84,11 +84,15 @@ Query = Annotated[
 ]
 
 
-# Told apart by their JSON type too. True is no number here, though Python says it is 1.
-MinScore = Annotated[
-    Annotated[Literal["auto"], Tag("(word)")] | Annotated[float, Field(ge=-1, le=1), Tag("(score)")],
-    Discriminator(lambda value: "(word)" if isinstance(value, str) else "(score)"),
-]
+def _check_min_score(value: object) -> object:
+    """One sentence for all that is wrong. True is no number here, though Python says it is 1."""
+    if value == AUTO or (isinstance(value, int | float) and not isinstance(value, bool) and -1 <= value <= 1):
+        return value
+    raise ValueError('must be a number from -1 to 1, a cosine, or "auto", what the model calls a match')
+
+
+MinScore = Annotated[Literal["auto"] | Annotated[float, Field(ge=-1, le=1)], BeforeValidator(_check_min_score)]
+# Told apart by their JSON type too.
 Dedup = Annotated[
     Annotated[bool, Tag("(switch)")] | Annotated[float, Field(ge=0.5, le=1), Tag("(score)")],
     Discriminator(lambda value: "(switch)" if isinstance(value, bool) else "(score)"),
