@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -12,7 +13,7 @@ from revln import __version__
 from revln.errors import RevlnError
 from revln.jobs.kinds import KINDS
 
-__all__ = ["main"]
+__all__ = ["in_commands", "main"]
 
 # The kinds that have more than the command which every kind has.
 KIND_COMMANDS = {"index": "revln.cli.index:index", "search": "revln.cli.search:search"}
@@ -62,6 +63,24 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
 COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
 
+# What an error of the API tells to do, and the command that does it.
+_REQUESTS = {
+    r"GET /v1/models": "`revln models`",
+    r"PUT /v1/collections/(\S+)": r"`revln collection \1`",
+    r"POST /v1/(?:images|manifests)": "`revln upload`",
+    r"POST /v1/webhooks/enable": "`revln webhooks enable`",
+    r"DELETE /v1/collections/([^/\s]+)/generations/(\w+)": r"`revln index generations \1 --delete \2`",
+    r"GET /docs": "docs/http-api.md",
+}
+
+
+def in_commands(message: str) -> str:
+    """An error of the API in the words of the command line."""
+    for request, command in _REQUESTS.items():
+        message = re.sub(request, command, message)
+    return message
+
+
 class _LazyGroup(click.Group):
     """A group that knows its commands' names and texts, and imports one when it is called."""
 
@@ -106,10 +125,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except click.Abort:
         raise SystemExit(130) from None
     except RevlnError as error:
-        click.echo(f"revln: {error.message}", err=True)
+        click.echo(f"revln: {in_commands(error.message)}", err=True)
         fields = getattr(error, "errors", ())
         for field in fields if len(fields) > 1 else ():  # a single one is the message
-            click.echo(f"  {field.pointer}: {field.detail}", err=True)
+            click.echo(f"  {field.pointer}: {in_commands(field.detail)}", err=True)
         raise SystemExit(1) from None
     raise SystemExit(code if isinstance(code, int) else 0)
 

@@ -15,7 +15,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from revln.cli.main import COMMANDS, cli, main
+from revln.cli.main import COMMANDS, cli, in_commands, main
 from revln.cli.parts import _check_worker, flower_arguments, require_flower_login
 from revln.cli.up import _embedder
 from revln.db import workers
@@ -88,6 +88,22 @@ def test_a_server_that_is_not_there_is_one_clear_line(monkeypatch: pytest.Monkey
     with pytest.raises(SystemExit) as ended:
         main(["models", "--url", "http://127.0.0.1:1"])
     assert ended.value.code == 1
+
+
+@pytest.mark.parametrize(
+    ("request_of_the_api", "command"),
+    [
+        ("PUT /v1/collections/photos makes one.", "`revln collection photos` makes one."),
+        (
+            "there is no manifest 9f2c; POST /v1/manifests uploads one",
+            "there is no manifest 9f2c; `revln upload` uploads one",
+        ),
+        ("(DELETE /v1/collections/a.b/generations/former).", "(`revln index generations a.b --delete former`)."),
+        ("POST /v1/webhooks/enable it first.", "`revln webhooks enable` it first."),
+    ],
+)
+def test_an_error_of_the_api_names_the_command_in_place_of_the_request(request_of_the_api: str, command: str) -> None:
+    assert in_commands(request_of_the_api) == command
 
 
 @pytest.mark.parametrize(
