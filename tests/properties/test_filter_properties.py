@@ -59,7 +59,8 @@ filters = st.recursive(
 
 def fill(db: Database, found: list[dict[str, Any] | None]) -> None:
     with db.write() as connection:
-        connection.execute(delete(tables.collections))
+        for table in (tables.collections, tables.vectors, tables.items):
+            connection.execute(delete(table))
         connection.execute(
             insert(tables.collections).values(
                 id="c", name="c", model="m", model_fingerprint="f", dim=1, metadata={}, created_at=0, updated_at=0
