@@ -23,13 +23,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` are skipped where there is none."""
+    """Tests marked ``gpu`` are skipped where there is none; what shares something costly runs in one process."""
+    for item in items:
+        shared = [f"{name}-{value}" for name, value in _params(item).items() if name in ("stack", "inline")]
+        if shared or "tests/chaos/" not in item.nodeid:  # those share nothing, and each takes long
+            item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.nodeid.partition("::")[0]))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
         import torch
 
         for item in marked if not torch.cuda.is_available() else ():
             item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+
+
+def _params(item: pytest.Item) -> dict[str, object]:
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
 
 
 @pytest.fixture(scope="session")
