@@ -17,7 +17,7 @@ from revln.transfer.sources import COLLECTION_FILE, ITEMS_FILE, VECTORS_FILE, pa
 __all__ = ["export_items"]
 
 _PAGE_ITEMS = 2_000  # with 256 dimensions a page is 3 MB of JSON
-_GROUP_ITEMS = 50_000  # of a Parquet row group
+_GROUP_ITEMS, _GROUP_CHARS = 50_000, 8_000_000  # of a Parquet row group, which is in memory until it is full
 
 
 def export_items(
@@ -45,12 +45,15 @@ def export_items(
     with (folder / VECTORS_FILE).open("wb") as vectors, _writer(arrow, folder / ITEMS_FILE) as items:
         _header(vectors, 0, about["dim"])
         group: list[dict[str, Any]] = []
+        chars = 0
         for page in client.item_pages(name, filter=filter, vectors=True, page_items=_PAGE_ITEMS):
             vectors.writelines(base64.b64decode(item["vector_b64"]) for item in page)
-            group += [_row(item) for item in page]
-            if len(group) >= _GROUP_ITEMS:
+            rows = [_row(item) for item in page]
+            group += rows
+            chars += sum(len(value) for row in rows for value in row.values() if value)
+            if len(group) >= _GROUP_ITEMS or chars >= _GROUP_CHARS:
                 _write(items, group)
-                group = []
+                group, chars = [], 0
             count += len(page)
             on_progress(len(page))
         _write(items, group)
