@@ -40,14 +40,14 @@ check: setup  ## Lint, format check, types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup  ## Print the benchmark: each figure beside something bare, run in the same minute.
+bench: setup  ## Print the benchmark: each figure beside something bare, run in the same minute; some minutes.
 	$(BIN)/python -m bench
 
 ablations: setup  ## Train briefly without one part of revln-tiny at a time (over an hour; needs the data; OPTIONS=--bf16).
 	$(BIN)/python -m bench.ablations -- --cache runs/cache $(OPTIONS)
 
-bench-index: setup  ## Fill, build and search a collection of a million vectors beside raw FAISS; some minutes.
-	$(BIN)/python -m bench.index
+bench-index: setup  ## Its part about a large collection alone (OPTIONS="--rows 100000 --types ivf,hnsw,ivfpq,flat").
+	$(BIN)/python -m bench.index $(OPTIONS)
 
 lock: setup  ## Pin every dependency anew, with hashes and without the address of any index.
 	$(BIN)/uv pip compile --quiet --upgrade --all-extras --generate-hashes --no-emit-index-url \

@@ -1,4 +1,4 @@
-"""A large collection from its log to its index: ``make bench-index``, apart from ``make bench``: it takes minutes.
+"""A large collection from its log to its index. ``make bench`` has a million; alone it takes other sizes and types.
 
 Every figure stands beside raw faiss, or beside what it saves; what is compared is measured in turns.
 """
