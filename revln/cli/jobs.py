@@ -59,6 +59,11 @@ priority_option = click.option(
 wait_option = click.option("--wait/--no-wait", default=True, show_default=True, help="Wait and print the result.")
 webhook_option = click.option("--webhook", metavar="URL", help="Where to tell of its start and its end.")
 timeout_option = click.option("--timeout", type=click.FloatRange(min=0), help="Wait no longer than this many seconds.")
+_DEADLINES = {
+    "--deadline": "It expires if it is not done so long after it was handed in.",
+    "--starting-deadline": "It expires if it has not begun by then.",
+    "--active-deadline": "It expires if it is not done so long after it began.",
+}
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the API's own JSON, for programs.")
 
 
@@ -87,11 +92,12 @@ def kind_command(name: str) -> click.Command:
         timeout: float | None,
         url: str | None,
         as_json: bool,
+        **deadlines: Any,
     ) -> int:
         given = read_input(body)
         with connect(url) as client:
             hook = {"url": webhook} if webhook else None
-            found = client.submit(name, given, model=model, priority=priority, webhook=hook)
+            found = client.submit(name, given, model=model, priority=priority, webhook=hook, **deadlines)
             if not wait:
                 show_job(found, as_json)
                 return 0
@@ -109,6 +115,12 @@ def kind_command(name: str) -> click.Command:
         click.option("--model", help="The model to use.  [default: the server's]"),
         priority_option,
         webhook_option,
+        *(
+            click.option(
+                option, f"{option.removeprefix('--').replace('-', '_')}_s", type=float, metavar="SECONDS", help=text
+            )
+            for option, text in _DEADLINES.items()
+        ),
         wait_option,
         timeout_option,
         url_option,

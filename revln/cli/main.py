@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
 
 from revln import __version__
+from revln.cli.wording import in_commands
 from revln.errors import RevlnError
 from revln.jobs.kinds import KINDS
 
-__all__ = ["in_commands", "main"]
+__all__ = ["main"]
 
 # The kinds that have more than the command which every kind has.
 KIND_COMMANDS = {"index": "revln.cli.index:index", "search": "revln.cli.search:search"}
@@ -35,6 +35,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "jobs": ("revln.cli.jobs:jobs", "List jobs, newest first."),
         "dead": ("revln.cli.dead:dead", "List jobs with chunks that were given up, and run them again."),
         "cancel": ("revln.cli.jobs:cancel", "Stop a job; what it has finished stays readable."),
+        "delete": ("revln.cli.delete:delete", "Delete jobs that are done, and what was uploaded."),
         "upload": (
             "revln.cli.upload:upload",
             "Store pictures, or folders of them, and print the names under which jobs may use them.",
@@ -61,24 +62,6 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
-
-
-# What an error of the API tells to do, and the command that does it.
-_REQUESTS = {
-    r"GET /v1/models": "`revln models`",
-    r"PUT /v1/collections/(\S+)": r"`revln collection \1`",
-    r"POST /v1/(?:images|manifests)": "`revln upload`",
-    r"POST /v1/webhooks/enable": "`revln webhooks enable`",
-    r"DELETE /v1/collections/([^/\s]+)/generations/(\w+)": r"`revln index generations \1 --delete \2`",
-    r"GET /docs": "docs/http-api.md",
-}
-
-
-def in_commands(message: str) -> str:
-    """An error of the API in the words of the command line."""
-    for request, command in _REQUESTS.items():
-        message = re.sub(request, command, message)
-    return message
 
 
 class _LazyGroup(click.Group):

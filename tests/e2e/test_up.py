@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from PIL import Image
 
 from revln.client import RevlnClient
 from tests.stack import wait_until
@@ -137,12 +138,22 @@ def test_ready_means_that_every_part_has_answered(up: Up) -> None:
     assert list(up.client.jobs()) == [], "the job that proved it is gone"
 
 
-def test_the_command_line_is_a_client_of_it(up: Up) -> None:
+def test_the_command_line_is_a_client_of_it(up: Up, tmp_path: Path) -> None:
     done = revln("embed", '{"items": [{"text": "a dog"}, {"text": "a cat"}]}', "--url", up.url)
     assert done.returncode == 0, done.stderr
     assert [len(item["embedding"]) for item in json.loads(done.stdout)["items"]] == [json.loads(done.stdout)["dim"]] * 2
     listed = revln("jobs", "--url", up.url)
     assert "succeeded" in listed.stdout
+    late = revln("embed", '{"items": [{"text": "a dog"}]}', "--deadline", "60", "--no-wait", "--json", "--url", up.url)
+    job = json.loads(late.stdout)
+    assert job["deadline_at"] > job["created_at"]
+    assert revln("job", job["id"], "--wait", "60", "--url", up.url).returncode == 0
+    picture = tmp_path / "dog.png"
+    Image.new("RGB", (40, 30), "red").save(picture)
+    (sha256,) = revln("upload", str(picture), "--url", up.url).stdout.split()[:1]
+    gone = revln("delete", sha256, job["id"], "0" * 64, "--url", up.url)
+    assert gone.returncode == 1
+    assert [line.partition(":")[0] for line in gone.stderr.splitlines()] == ["0" * 64]
     refused = revln("search", '{"collection": "nowhere", "queries": []}', "--url", up.url)
     assert refused.returncode == 1
     assert "/input/" in refused.stderr

@@ -15,9 +15,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from revln.cli.main import COMMANDS, cli, in_commands, main
+from revln.cli.main import COMMANDS, cli, main
 from revln.cli.parts import _check_worker, flower_arguments, require_flower_login
 from revln.cli.up import _embedder
+from revln.cli.wording import in_commands
 from revln.db import workers
 from revln.db.engine import Database
 from revln.db.migrate import upgrade
