@@ -26,7 +26,7 @@ up: setup  ## Run everything on this machine, data in ./revln-data.
 	$(BIN)/revln up
 
 test: setup  ## Run all tests.
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 chaos: setup  ## Break revln in every way of docs/chaos.md (SEED=1 ONLY=1,7 SET="jobs=100 7.rounds=2"); over two hours.
 	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY)) \

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,11 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` are skipped where there is none; what shares something costly runs in one process."""
-    for item in items:
-        shared = [f"{name}-{value}" for name, value in _params(item).items() if name in ("stack", "inline")]
-        if shared or "tests/chaos/" not in item.nodeid:  # those share nothing, and each takes long
-            item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.nodeid.partition("::")[0]))
+    """Tests marked ``gpu`` are skipped where there is none."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
         import torch
@@ -36,8 +34,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
 
 
-def _params(item: pytest.Item) -> dict[str, object]:
-    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """In several processes, what shares something costly runs in one of them: a file, all tests of one stack."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _shared(*nodeid.split("::", 1))
+
+    return Scheduling(config, log)
+
+
+def _shared(file: str, test: str) -> str:
+    """By name, what a test shares with others. Those of chaos/ share nothing and take long: each goes where room is."""
+    if file.startswith("tests/chaos/"):
+        return f"{file}::{test}"
+    database = re.search(r"\[(sqlite|postgresql)\b", test)
+    used = re.search(r"\b(stack: Stack|inline: InlineStack)\b", _text(file))
+    return f"{used[1]} on {database[1]}" if used and database else file
+
+
+@cache
+def _text(file: str) -> str:
+    return (Path(__file__).parents[1] / file).read_text()
 
 
 @pytest.fixture(scope="session")
