@@ -1,10 +1,13 @@
-"""The stand-ins of the tests: a model whose failures can be ordered, and a loader of such models."""
+"""The stand-ins of the tests: a model whose failures can be ordered, a loader of such models, a large collection."""
 
 from __future__ import annotations
 
+import base64
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from revln.models.base import ModelInfo, Operation
 from revln.models.registry import ModelCatalog
@@ -12,7 +15,7 @@ from revln.settings import Settings
 from worker.batcher import Batcher
 from worker.loading import LoadedModel, Loader
 
-__all__ = ["OrderedLoader", "OrderedModel", "OverlappingModel"]
+__all__ = ["ManyItems", "OrderedLoader", "OrderedModel", "OverlappingModel"]
 
 
 class OrderedModel:
@@ -102,3 +105,23 @@ class OrderedLoader(Loader):
             raise self.fails[name]
         model = self.models[name] = OrderedModel(name=name)
         return LoadedModel(model, Batcher(model, max_wait_s=0.0))
+
+
+class ManyItems:
+    """What the API answers for a collection of 20,000 items, made page by page: 20 MB of vectors, 160 MB of texts."""
+
+    COUNT, _PAGE, _DIM = 20_000, 200, 256
+
+    def collection(self, name: str) -> dict[str, Any]:
+        return {"name": name, "model": None, "model_fingerprint": "f", "dim": self._DIM, "metadata": {}}
+
+    def item_pages(self, name: str, **_: Any) -> Iterator[list[dict[str, Any]]]:
+        for page in range(self.COUNT // self._PAGE):
+            vector = base64.b64encode(np.full(self._DIM, page, np.float32)).decode()
+            yield [
+                {
+                    "id": f"{page:03}-{n:03}", "text": f"{name} {page} {n} " * 600, "image": None, "metadata": {"n": n},
+                    "vector_b64": vector,
+                }
+                for n in range(self._PAGE)
+            ]  # fmt: skip
