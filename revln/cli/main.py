@@ -58,6 +58,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Teach it": {
         "train": ("revln.cli.train:train", "Train a model of the revln family."),
+        "average": ("revln.cli.average:average", "Make one model of several that were trained from the same start."),
         "eval": ("revln.cli.evaluate:evaluate", "Measure a model: Recall@K, BLEU, ROUGE-L, CIDEr."),
     },
 }

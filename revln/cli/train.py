@@ -58,6 +58,27 @@ _FILE = click.Path(path_type=Path)
 @click.option("--batch", default=128, show_default=True, help="pictures in a step of the joint space")
 @click.option("--train-size", default=160, show_default=True, help="pixels of a view in the joint space's training")
 @click.option(
+    "--least-area",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.6,
+    show_default=True,
+    help="share of a picture that a view in the joint space's training holds at least",
+)
+@click.option(
+    "--colour",
+    type=click.FloatRange(0, 1),
+    default=0.2,
+    show_default=True,
+    help="how far such a view's brightness, contrast and saturation may be from the picture's",
+)
+@click.option(
+    "--word-dropout",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="share of a caption's tokens that the joint space's training leaves out",
+)
+@click.option(
     "--freeze",
     type=click.IntRange(0, 19),
     default=0,

@@ -14,11 +14,19 @@ from revln.models.revln_family import RevlnNet
 from revln.models.tokenizer import Tokenizer
 from revln.training.options import TrainOptions
 
-__all__ = ["export"]
+__all__ = ["export", "write_checkpoint"]
 
 
 def export(folder: Path, config: RevlnConfig, net: RevlnNet, tokenizer: Tokenizer, options: TrainOptions) -> None:
-    """Each file is written beside its name and renamed, the configuration last: a folder with one is whole."""
+    """Write what was trained, and how it was told to be."""
+    write_checkpoint(folder, config, net, tokenizer, _card(options))
+
+
+def write_checkpoint(folder: Path, config: RevlnConfig, net: RevlnNet, tokenizer: Tokenizer, card: str) -> None:
+    """Each file is written beside its name and renamed, the configuration last: a folder with one is whole.
+
+    A card that is there stays.
+    """
     tensors = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous().cpu()
         for name, tensor in net.state_dict().items()
@@ -29,9 +37,9 @@ def export(folder: Path, config: RevlnConfig, net: RevlnNet, tokenizer: Tokenize
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
     _replace(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path))
     _replace(folder / TOKENIZER_FILE, tokenizer.write)
-    card = folder / "MODEL_CARD.md"
-    if not card.is_file():
-        card.write_text(_card(options), encoding="utf-8")
+    path = folder / "MODEL_CARD.md"
+    if not path.is_file():
+        path.write_text(card, encoding="utf-8")
     _replace(folder / CONFIG_FILE, lambda path: path.write_text(config.to_json(), encoding="utf-8"))
 
 

@@ -23,7 +23,7 @@ from revln.training.contrast import Scale, contrastive_loss
 from revln.training.pixels import Augment, View
 from revln.training.stage import Stage, rng_of, rows_of
 
-__all__ = ["JointData", "JointOptions", "joint_stage", "text_stage"]
+__all__ = ["JointData", "JointOptions", "joint_stage", "text_stage", "without_some"]
 
 Ids = list[int]
 _TEXT, _JOINT = 1, 2  # in the keys of random generators
@@ -41,6 +41,7 @@ class JointOptions:
     between_texts: float = 0.2
     extra_texts: float = 0.2
     captioning: float = 0.5  # on the first half of the pictures
+    word_dropout: float = 0.0  # of what the text encoder reads
     freeze: int = 0
 
 
@@ -101,7 +102,8 @@ def joint_stage(
         rng = rng_of(options.seed, _JOINT, epoch, step)
         chosen = rows_of((options.seed, _JOINT, epoch), len(data.captions), options.batch, step)
         picks = [rng.permutation(len(data.captions[i]))[: options.each] for i in chosen]
-        rows = [data.captions[i][j] for i, pick in zip(chosen, picks, strict=True) for j in pick]
+        whole = [data.captions[i][j] for i, pick in zip(chosen, picks, strict=True) for j in pick]
+        rows = [without_some(rng, row, options.word_dropout) for row in whole]
         owner = np.repeat(np.arange(len(chosen)), [len(pick) for pick in picks])
         extra = []
         if usable and options.extra_texts > 0:
@@ -158,6 +160,13 @@ def _texts(text: TextEncoder, rows: list[Ids], device: torch.device) -> Tensor:
     ids, lengths = pad(rows)
     vectors: Tensor = text(ids.to(device), lengths)
     return vectors.float()
+
+
+def without_some(rng: np.random.Generator, row: Ids, share: float) -> Ids:
+    """A caption without a random share of its tokens, never without all: no one word is to give its picture away."""
+    if share == 0:
+        return row
+    return [token for token, kept in zip(row, rng.random(len(row)) >= share, strict=True) if kept] or row
 
 
 def _pairs(rng: np.random.Generator, groups: Sequence[Sequence[Ids]]) -> list[Ids]:

@@ -34,6 +34,9 @@ class TrainOptions:
     patience: int = 5
     batch: int = 128
     train_size: int = 160  # pixels of a view in the joint stage
+    least_area: float = 0.6  # of a picture that such a view holds
+    colour: float = 0.2  # how far a view's brightness, contrast and saturation may be from the picture's
+    word_dropout: float = 0.0  # share of a caption's tokens that the joint stage leaves out
     freeze: int = 0  # trunk blocks that keep the backbone's weights, from the bottom; 19: all
     hardest: float = 0.0
     captioning: float = 0.5

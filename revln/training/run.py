@@ -157,13 +157,14 @@ class _Training:
         stage = joint_stage(
             net,
             data,
-            Augment(options.train_size),
+            Augment(options.train_size, options.least_area, options.colour),
             JointOptions(
                 epochs=options.joint_epochs,
                 batch=options.batch,
                 seed=options.seed,
                 hardest=options.hardest,
                 captioning=options.captioning,
+                word_dropout=options.word_dropout,
                 freeze=options.freeze,
             ),
             validate,

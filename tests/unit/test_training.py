@@ -14,7 +14,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import load_file
 
+from revln.cli.average import average
 from revln.cli.evaluate import evaluate
 from revln.cli.train import train
 from revln.errors import ValidationFailed
@@ -27,6 +29,7 @@ from revln.training.captions import Prompter, caption_loss
 from revln.training.contrast import contrastive_loss
 from revln.training.data import Pictures, read_captions, read_extra_captions
 from revln.training.evidence import fit, honest_pool, nearest_captions
+from revln.training.joint import without_some
 from revln.training.metrics import Cider, tokenize
 from revln.training.pixels import Augment, cache_pixels, may_be_mirrored
 from revln.training.self_critical import END, Begun, advantages, log_likelihoods, sample, words
@@ -130,15 +133,17 @@ def test_a_run_that_is_done_is_not_run_again(data: Path, whole: Path, tmp_path: 
     assert (tmp_path / "curves.csv").read_text() == (whole / "curves.csv").read_text()
 
 
-def test_a_run_goes_on_from_a_trained_model(data: Path, whole: Path, tmp_path: Path) -> None:
-    def more(out: str, epochs: int) -> Path:
-        args = arguments(data, tmp_path / out, epochs, "--init", str(whole), "--license", "another")
-        sizes = args.index("--config")
-        result = CliRunner().invoke(train, [*args[:sizes], *args[sizes + 2 :]])
-        assert result.exit_code == 0, result.output
-        return tmp_path / out
+def run_from(start: Path, data: Path, out: Path, epochs: int, *more: str) -> Path:
+    args = arguments(data, out, epochs, "--init", str(start), *more)
+    sizes = args.index("--config")
+    result = CliRunner().invoke(train, [*args[:sizes], *args[sizes + 2 :]])
+    assert result.exit_code == 0, result.output
+    return out
 
-    same, further = more("same", 0), more("further", 1)
+
+def test_a_run_goes_on_from_a_trained_model(data: Path, whole: Path, tmp_path: Path) -> None:
+    same = run_from(whole, data, tmp_path / "same", 0, "--license", "another")
+    further = run_from(whole, data, tmp_path / "further", 1, "--license", "another")
     assert weights(same) == weights(whole)
     assert weights(further) != weights(whole)
     assert (further / "tokenizer.json").read_bytes() == (whole / "tokenizer.json").read_bytes()
@@ -151,6 +156,47 @@ def test_a_model_to_go_on_from_and_other_sizes_contradict_each_other(data: Path,
     result = CliRunner().invoke(train, arguments(data, tmp_path, 1, "--init", str(whole)))
     assert result.exit_code == 1
     assert "leave out --backbone and --config" in result.output
+
+
+def test_the_mean_of_models_has_their_mean_weights_and_is_trained_further(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
+    runs = [run_from(whole, data, tmp_path / f"run{seed}", 1, "--seed", str(seed)) for seed in (1, 2)]
+    out = tmp_path / "mean"
+    result = CliRunner().invoke(average, [*map(str, [whole, *runs]), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    mean, *of = (load_file(folder / "model.safetensors") for folder in (out, whole, *runs))
+    assert set(mean) == set(of[0])
+    for name, tensor in mean.items():
+        expected = torch.stack([one[name].float() for one in of]).mean(dim=0)
+        torch.testing.assert_close(tensor.float(), expected, rtol=2e-3, atol=1e-4)
+    name = "image.pool.value.weight"
+    assert not torch.equal(of[1][name], of[2][name])  # else every mean would do
+    assert "mean of the weights of" in (out / "MODEL_CARD.md").read_text()
+    assert load("tiny", run_from(out, data, tmp_path / "refitted", 1), "cpu").info.match_min_score
+
+
+def test_models_that_have_no_mean_are_refused(data: Path, whole: Path, tmp_path: Path) -> None:
+    sizes, words = tmp_path / "sizes", tmp_path / "words"
+    (tmp_path / "sizes.json").write_text(json.dumps({**SIZES, "text_hidden": 32}))
+    run(data, sizes, 0, "--config", str(tmp_path / "sizes.json"))
+    shutil.copytree(whole, words)
+    tokenizer = json.loads((words / "tokenizer.json").read_text())
+    (words / "tokenizer.json").write_text(json.dumps(tokenizer, indent=3))
+    for others, said in (([sizes], "other sizes"), ([words], "other words"), ([], "two models or more")):
+        result = CliRunner().invoke(average, [*map(str, [whole, *others]), "--out", str(tmp_path / "mean")])
+        assert result.exit_code == 1
+        assert said in result.output
+    assert not (tmp_path / "mean").exists()
+
+
+def test_a_caption_loses_as_many_words_as_it_is_told_to_and_never_all() -> None:
+    rng, row = np.random.default_rng(0), list(range(10, 40))
+    assert without_some(rng, row, 0.0) == row
+    kept = [without_some(rng, row, 0.2) for _ in range(400)]
+    assert 0.78 < sum(map(len, kept)) / (400 * len(row)) < 0.82
+    assert all(some == sorted(some) and set(some) <= set(row) for some in kept)
+    assert all(without_some(rng, [7], 0.9) == [7] for _ in range(20))
 
 
 def test_eval_prints_one_json_object_with_every_figure(data: Path, whole: Path) -> None:
