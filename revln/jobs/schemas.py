@@ -215,8 +215,9 @@ class CaptionInput(ItemsInput):
         float, Field(ge=1, le=5, description="Above 1: tokens that the caption already has get less likely.")
     ] = 1.0
     no_repeat_ngram_size: Annotated[
-        int, Field(ge=0, le=16, description="No run of so many tokens twice in a caption; 0: no such rule.")
-    ] = 0
+        int | None,
+        Field(ge=0, le=16, description="No run of so many tokens twice in a caption; 0: any; else the model's own."),
+    ] = None
     prompt: Annotated[
         str,
         Field(max_length=200, description="The caption continues it, and begins with it."),

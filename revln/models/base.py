@@ -67,7 +67,8 @@ class CaptionOptions:
     seed: int = 0  # of sampling, at least 0: the same seed, picture and options give the same captions
     length_penalty: float = 1.0  # of beam search: scores are divided by length to this power
     repetition_penalty: float = 1.0  # above 1: tokens that the caption already has get less likely
-    no_repeat_ngram_size: int = 0  # no run of so many tokens twice in a caption; 0: anything goes
+    # No run of so many tokens twice in a caption; 0: anything goes; None: the model's own, which is 0 but for revln's.
+    no_repeat_ngram_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

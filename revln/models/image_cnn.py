@@ -117,6 +117,14 @@ class ImageEncoder(nn.Module):
         """(B, P, 1280) → (B, D), unit L2 norm."""
         return F.normalize(self.pool(self.dropout(places)), dim=-1)
 
+    def vectors(self, x: Tensor, mirror: bool) -> Tensor:
+        """(B, 3, S, S) → (B, D), unit L2 norm; with ``mirror`` of the sum of the picture's and its mirror image's.
+
+        In two passes: one over both took a tenth longer (32 pictures on one core), and takes twice the memory.
+        """
+        vectors = self.embed(self.places(x))
+        return F.normalize(vectors + self.embed(self.places(x.flip(-1))), dim=-1) if mirror else vectors
+
 
 def load_backbone(encoder: ImageEncoder, state: dict[str, Tensor]) -> None:
     """Put a torchvision MobileNetV2 state dict into the trunk, its norms folded; the classifier is dropped.

@@ -35,6 +35,8 @@ _JOINT_TENSORS = ("image.", "text.")
 _CAPTION_ONLY = ("caption_", "max_evidence", "evidence_", "prefix_tokens", "license", "match_")
 # Said of the outputs, and not what they are made of: to measure them again makes no other model.
 _NOT_IN_FINGERPRINT = frozenset({"evidence_min_score", "match_min_score"})
+# What a folder that does not say it was measured with: it is older than the setting.
+_UNSAID: dict[str, Any] = {"mirror": False, "caption_no_repeat_ngram_size": 0, "caption_cosine": 0.0}
 TOKENIZER_FILE = "tokenizer.json"
 # 1 kept the trunk's batch norms and one bidirectional GRU.
 _FORMAT = 2
@@ -42,12 +44,14 @@ _FORMAT = 2
 
 @dataclass(frozen=True, slots=True)
 class RevlnConfig:
-    """Sizes and preprocessing. Written to config.json, and so part of the fingerprint."""
+    """Sizes, preprocessing and decoding. Written to config.json, and so part of the fingerprint."""
 
     format: int = _FORMAT
     # Image: squashed to image_size × image_size with a bicubic antialiased filter, then x / 127.5 − 1.
     image_size: int = 224
     pool_heads: int = 8
+    # A picture's vector is that of the sum of its own and its mirror image's.
+    mirror: bool = True
     # The joint space.
     dim: int = 256
     # Text: lower-cased, NFC, byte-level BPE; longer texts are cut to text_tokens.
@@ -61,6 +65,10 @@ class RevlnConfig:
     caption_heads: int = 4
     caption_inner: int = 768
     caption_positions: int = 192
+    # Where a request says nothing: no run of so many tokens twice in a caption.
+    caption_no_repeat_ngram_size: int = 2
+    # Beams are ranked by log-probability a token, plus so many times the cosine of caption and picture; 0: without.
+    caption_cosine: float = 1.0
     # Prompt: the best max_evidence captions, each cut to evidence_tokens; a user's prefix is cut to prefix_tokens.
     max_evidence: int = 4
     evidence_tokens: int = 20
@@ -103,7 +111,7 @@ class RevlnConfig:
                 f"{folder / CONFIG_FILE} is of format {raw.get('format', 1)} with unknown settings {unknown}; "
                 f"this revln reads format {_FORMAT}. Update revln, or train the model again."
             )
-        return cls(**raw)
+        return cls(**(_UNSAID | raw))
 
 
 _WAY_OUT = "fetch the folder again, or make one with 'revln train'."

@@ -18,11 +18,11 @@ from revln.errors import ItemInvalid, ModelUnavailable
 from revln.models.base import Caption, CaptionOptions, CaptionRequest, ModelInfo, Operation
 from revln.models.captioner import Captioner
 from revln.models.checkpoint import Checkpoint
-from revln.models.decoding import Row, seed_from
+from revln.models.decoding import Decoded, Row, seed_from
 from revln.models.image_cnn import CHANNELS, ImageEncoder, pixels, to_unit
 from revln.models.revln_card import TOKENIZER_FILE, WEIGHTS_FILE, RevlnConfig, describe
 from revln.models.text_gru import TextEncoder, pad
-from revln.models.tokenizer import Tokenizer
+from revln.models.tokenizer import PAD, Tokenizer
 from revln.models.transfer import Arriving, Transfer
 
 __all__ = ["PreparedCaption", "RevlnModel", "RevlnNet", "load", "load_checkpoint"]
@@ -111,7 +111,7 @@ class RevlnModel:
     def forward_collated(self, operation: Operation, collated: _Collated) -> Sequence[Any]:
         sent = self._transfer.receive(collated.sent)
         if operation is Operation.EMBED_IMAGE:
-            return list(self.net.image.embed(self._places(sent["images"])).float().cpu())
+            return list(self.net.image.vectors(self._unit(sent["images"]), self.config.mirror).float().cpu())
         if operation is Operation.EMBED_TEXT:
             return list(self.net.text(sent["ids"], sent["lengths"]).float().cpu())
         return self._forward_captions(collated.kept, sent["images"])
@@ -128,8 +128,11 @@ class RevlnModel:
         sizes = _MAX_BATCH["cpu" if self.device == "cpu" else "cuda"]
         return sizes["caption" if operation is Operation.CAPTION else "embed"]
 
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text.strip())[: self.config.text_tokens] if text.strip() else []
+
     def _text(self, text: str) -> list[int]:
-        ids = self.tokenizer.encode(text.strip())[: self.config.text_tokens] if text.strip() else []
+        ids = self._ids(text)
         if not ids:
             raise ItemInvalid(f"the text {text[:40]!r} is empty; send at least one character that is not a space")
         return ids
@@ -139,25 +142,58 @@ class RevlnModel:
         best = [evidence.text for evidence in request.evidence[: config.max_evidence]]
         prefix = self.tokenizer.encode(request.prompt.strip())[: config.prefix_tokens] if request.prompt.strip() else []
         prompt = (*self.tokenizer.prompt(best, config.evidence_tokens), *prefix)
+        if options.no_repeat_ngram_size is None:
+            options = replace(options, no_repeat_ngram_size=config.caption_no_repeat_ngram_size)
         room = min(options.max_new_tokens, config.max_new_tokens)
         image = pixels(request.image, config.image_size)
         seed = seed_from(options.seed, image.numpy().tobytes())
         return PreparedCaption(image, prompt, tuple(prefix), replace(options, max_new_tokens=room), seed)
 
-    def _places(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) uint8 → (B, P, 1280)"""
-        x = to_unit(images, _DTYPES[self.dtype]).contiguous(memory_format=torch.channels_last)
-        return self.net.image.places(x)  # (B, P, 1280)
+    def _unit(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 → what the trunk takes"""
+        return to_unit(images, _DTYPES[self.dtype]).contiguous(memory_format=torch.channels_last)
 
     def _forward_captions(self, batch: Sequence[PreparedCaption], images: Tensor) -> list[_RawCaption]:
-        seen = self.net.captioner.look(self._places(images))
+        places = self.net.image.places(self._unit(images))  # (B, P, 1280)
         rows = [Row(item.prompt, len(item.prefix), item.seed) for item in batch]
-        found = self.net.captioner.generate(seen, rows, batch[0].options)
+        options = batch[0].options
+        beams = max(options.num_beams, options.num_captions)
+        ranked = self.config.caption_cosine != 0 and options.temperature == 0 and beams > 1
+        asked = replace(options, num_captions=beams) if ranked else options
+        found = self.net.captioner.generate(self.net.captioner.look(places), rows, asked)
+        if ranked:
+            found = self._rank(batch, places, found)
         # The caption that a user asked to have continued is returned whole; its log-probability is of the new tokens.
         return [
             [([*item.prefix, *one.ids], one.log_prob) for one in captions]
             for item, captions in zip(batch, found, strict=True)
         ]
+
+    def _rank(
+        self, batch: Sequence[PreparedCaption], places: Tensor, found: Sequence[Sequence[Decoded]]
+    ) -> list[list[Decoded]]:
+        """Of each picture's beams the ``num_captions`` best: those that are likely, and near it in the joint space."""
+        texts = [
+            self._ids(self.tokenizer.decode([*item.prefix, *one.ids]))
+            for item, beams in zip(batch, found, strict=True)
+            for one in beams
+        ]
+        ids, lengths = pad([text or [PAD] for text in texts])
+        told = self.net.text(ids.to(self.device), lengths).float().unflatten(0, (len(batch), -1))  # (B, N, D)
+        cosines = torch.einsum("bd,bnd->bn", self.net.image.embed(places).float(), told)  # (B, N)
+        # A caption without a word is near nothing.
+        cosines = cosines.cpu().where(torch.tensor([bool(text) for text in texts]).view(cosines.shape), 0.0)
+        options = batch[0].options
+
+        def score(one: Decoded, cosine: float) -> float:
+            likely: float = one.log_prob / (len(one.ids) + 1) ** options.length_penalty
+            return likely + self.config.caption_cosine * cosine
+
+        ranked = [
+            sorted(zip(beams, near, strict=True), key=lambda pair: -score(*pair))
+            for beams, near in zip(found, cosines.tolist(), strict=True)
+        ]
+        return [[one for one, _ in beams[: options.num_captions]] for beams in ranked]
 
 
 def load_checkpoint(info: ModelInfo, checkpoint: Checkpoint, device: str, dtype: str) -> RevlnModel:

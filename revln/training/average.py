@@ -19,12 +19,19 @@ from revln.training.export import write_checkpoint
 
 __all__ = ["average"]
 
-# Measured of a model, or said of it: no size of its networks.
-_SAID = ("license", "match_min_score", "evidence_min_score")
+# Measured of a model, said of it, or how it is used: no size of its networks, and so the first folder's are taken.
+_SAID = (
+    "license",
+    "match_min_score",
+    "evidence_min_score",
+    "mirror",
+    "caption_no_repeat_ngram_size",
+    "caption_cosine",
+)
 
 
 def average(folders: Sequence[Path], out: Path) -> None:
-    """Write the model whose weights are the mean of those of ``folders``, with the first one's license and thresholds.
+    """Write the model whose weights are the mean of those of ``folders``; the first says all that is no size.
 
     Its thresholds are to be measured again, and its decoder wants a pass over the new trunk: both are done by
     ``revln train --init OUT --epochs 0``.

@@ -54,9 +54,11 @@ def contrastive_loss(images: Tensor, texts: Tensor, owner: Tensor, scale: Tensor
 
 
 @torch.inference_mode()
-def embed_images(image: ImageEncoder, images: npt.NDArray[np.uint8], device: torch.device) -> npt.NDArray[np.float32]:
-    """(N, 3, S, S) uint8 → (N, D)."""
-    rows = [image.embed(image.places(whole(images[at], device))).float().cpu() for at in batches_of(len(images))]
+def embed_images(
+    image: ImageEncoder, images: npt.NDArray[np.uint8], mirror: bool, device: torch.device
+) -> npt.NDArray[np.float32]:
+    """(N, 3, S, S) uint8 → (N, D), as `ImageEncoder.vectors` makes them."""
+    rows = [image.vectors(whole(images[at], device), mirror).float().cpu() for at in batches_of(len(images))]
     return torch.cat(rows).numpy()
 
 

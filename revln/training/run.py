@@ -144,7 +144,7 @@ class _Training:
         dev_ids, owner = _flat([self._ids(example.captions) for example in self.dev])
 
         def validate() -> dict[str, float]:
-            images = embed_images(net.image, self.dev_images, self.device)
+            images = embed_images(net.image, self.dev_images, self.config.mirror, self.device)
             return dev_recall(images, embed_texts(net.text, dev_ids, self.device), owner)
 
         data = JointData(
@@ -223,8 +223,8 @@ class _Training:
         return Retrieved(shown, pool), shown_dev
 
     def _space(self) -> _Space:
-        net, device = self.net, self.device
-        images, dev = (embed_images(net.image, part, device) for part in (self.images, self.dev_images))
+        net, device, mirror = self.net, self.device, self.config.mirror
+        images, dev = (embed_images(net.image, part, mirror, device) for part in (self.images, self.dev_images))
         texts, _ = _flat([self._ids(example.captions) for example in self.train])
         return _Space(images, dev, embed_texts(net.text, texts, device))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,23 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from revln.errors import ItemInvalid, ModelUnavailable
 from revln.models import revln_card
 from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Model, ModelInfo, Operation
-from revln.models.decoding import pad_left
+from revln.models.decoding import Decoded, Row, pad_left
 from revln.models.revln_card import RevlnConfig
 from revln.models.revln_family import RevlnModel, RevlnNet, load
 from revln.models.tokenizer import EOS, PAD, train_tokenizer
+from revln.training.contrast import embed_images
 from revln.training.export import export
 from revln.training.options import TrainOptions
 
 TEXTS = ["a black dog runs", "two men play a guitar outside in the rain", "a child", "snow", "a red kite over the sea"]
 SHIPPED = Path(__file__).parents[2] / "revln/weights/revln-tiny"
+USE = {"mirror": False, "caption_no_repeat_ngram_size": 0, "caption_cosine": 0.0}
+WEIGHT = 100.0
 OPTIONS = [
     CaptionOptions(num_beams=1, max_new_tokens=8),
     CaptionOptions(num_beams=3, max_new_tokens=8),
@@ -59,6 +65,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> RevlnModel:
     return load("tiny", folder, "cpu")
+
+
+@pytest.fixture(scope="module")
+def bare(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RevlnModel:
+    """The same networks in a folder that is older than the settings of their use."""
+    copy = _copy(folder, tmp_path_factory.mktemp("older") / "bare")
+    config = json.loads((copy / "config.json").read_text())
+    for name in USE:
+        del config[name]
+    (copy / "config.json").write_text(json.dumps(config))
+    return load("bare", copy, "cpu")
+
+
+@pytest.fixture(scope="module")
+def near(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RevlnModel:
+    """The same networks with a cosine that weighs enough to change the order of most beams."""
+    return load("near", _with(folder, tmp_path_factory.mktemp("near") / "near", caption_cosine=WEIGHT), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +123,25 @@ def test_a_batch_of_vectors_equals_the_single_ones(model: RevlnModel, operation:
         assert float(a @ b) >= 0.9999
 
 
+def test_a_pictures_vector_is_that_of_the_sum_of_its_own_and_its_mirror_images(
+    model: RevlnModel, bare: RevlnModel
+) -> None:
+    picture = image(64, 64)
+    both = [picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    own, mirrored = run(bare, Operation.EMBED_IMAGE, both)
+    assert np.abs(own - mirrored).max() > 1e-3
+    for vector in run(model, Operation.EMBED_IMAGE, both):
+        assert vector == pytest.approx((own + mirrored) / np.linalg.norm(own + mirrored), abs=1e-5)
+
+
+def test_training_measures_the_vectors_that_are_served(model: RevlnModel, bare: RevlnModel) -> None:
+    pictures = [image(64, 64, seed) for seed in range(3)]
+    for one in (model, bare):
+        pixels = np.stack([one.prepare(Operation.EMBED_IMAGE, picture).numpy() for picture in pictures])
+        measured = embed_images(one.net.image, pixels, one.config.mirror, torch.device("cpu"))
+        assert measured == pytest.approx(np.stack(run(one, Operation.EMBED_IMAGE, pictures)), abs=1e-5)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (3000, 2), (2000, 1500)])
 def test_a_picture_of_any_size_is_embedded(model: RevlnModel, size: tuple[int, int]) -> None:
     vector = run(model, Operation.EMBED_IMAGE, [image(*size)])[0]
@@ -139,6 +181,95 @@ def test_a_batch_of_captions_with_mixed_prompts_equals_the_single_ones(
 def test_captions_merge_only_with_equal_options(model: RevlnModel) -> None:
     keys = [model.merge_key(Operation.CAPTION, model.prepare(Operation.CAPTION, requests(o)[0])) for o in OPTIONS]
     assert len(set(keys)) == len(OPTIONS)
+
+
+def test_a_request_without_a_rule_against_repeats_has_the_models_own(model: RevlnModel, bare: RevlnModel) -> None:
+    def told(one: RevlnModel, size: int | None) -> tuple[list[list[int]], Any]:
+        options = CaptionOptions(num_beams=1, min_new_tokens=30, max_new_tokens=30, no_repeat_ngram_size=size)
+        prepared = [one.prepare(Operation.CAPTION, request) for request in requests(options)]
+        raw = one.forward(Operation.CAPTION, prepared)
+        return [ids for ((ids, _),) in raw], one.merge_key(Operation.CAPTION, prepared[0])
+
+    def repeats(ids: list[int]) -> bool:
+        return len(set(pairwise(ids))) < len(ids) - 1
+
+    (own, own_key), (free, free_key) = told(model, None), told(model, 0)
+    assert not any(map(repeats, own))
+    assert any(map(repeats, free))
+    assert (own, own_key) == told(model, 2)
+    assert own_key != free_key
+    assert told(bare, None) == (free, free_key)
+
+
+@pytest.mark.parametrize("num_captions", [1, 2, 4])
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_the_best_of_the_beams_are_likely_and_near_the_picture(
+    near: RevlnModel, bare: RevlnModel, num_captions: int, length_penalty: float
+) -> None:
+    options = CaptionOptions(num_beams=4, max_new_tokens=8, length_penalty=length_penalty, no_repeat_ngram_size=0)
+    asked = requests(replace(options, num_captions=num_captions))
+    ranked = run(near, Operation.CAPTION, asked)
+    moved = 0
+    for i, request in enumerate(requests(replace(options, num_captions=4))):
+        prepared = bare.prepare(Operation.CAPTION, request)
+        ((*beams,),) = bare.forward(Operation.CAPTION, [prepared])
+        (picture,) = run(bare, Operation.EMBED_IMAGE, [request.image])
+        captions = bare.finish(Operation.CAPTION, beams)
+        vectors = run(bare, Operation.EMBED_TEXT, [caption.text for caption in captions])
+        scores = [
+            log_prob / (len(ids) - len(prepared.prefix) + 1) ** length_penalty + WEIGHT * float(picture @ vector)
+            for (ids, log_prob), vector in zip(beams, vectors, strict=True)
+        ]
+        order = sorted(range(4), key=lambda j: -scores[j])[:num_captions]
+        moved += order != list(range(num_captions))
+        assert [one.text for one in ranked[i]] == [captions[j].text for j in order]
+        assert [one.log_prob for one in ranked[i]] == pytest.approx([captions[j].log_prob for j in order], abs=1e-3)
+        (alone,) = run(near, Operation.CAPTION, [asked[i]])
+        assert [one.text for one in alone] == [one.text for one in ranked[i]]
+    assert moved
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        CaptionOptions(num_beams=1, max_new_tokens=8, no_repeat_ngram_size=0),
+        CaptionOptions(num_beams=4, num_captions=4, temperature=1.2, max_new_tokens=8, no_repeat_ngram_size=0),
+    ],
+    ids=["greedy", "sampled"],
+)
+def test_only_beams_are_ranked_by_the_picture(near: RevlnModel, bare: RevlnModel, options: CaptionOptions) -> None:
+    assert run(near, Operation.CAPTION, requests(options)) == run(bare, Operation.CAPTION, requests(options))
+
+
+def test_the_decoder_is_asked_for_all_beams_only_if_they_are_ranked(
+    near: RevlnModel, bare: RevlnModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for one, expected in ((near, 3), (bare, 1)):
+        asked: list[int] = []
+        generate = one.net.captioner.generate
+
+        def spy(
+            seen: Tensor, rows: list[Row], options: CaptionOptions, asked: list[int] = asked, generate: Any = generate
+        ) -> Any:
+            asked.append(options.num_captions)
+            return generate(seen, rows, options)
+
+        monkeypatch.setattr(one.net.captioner, "generate", spy)
+        assert [len(found) for found in run(one, Operation.CAPTION, requests(OPTIONS[1]))] == [1, 1, 1]
+        assert asked == [expected]
+
+
+def test_a_caption_without_a_word_is_ranked_by_its_likelihood_alone(near: RevlnModel) -> None:
+    item = near.prepare(Operation.CAPTION, requests(CaptionOptions(num_beams=3, num_captions=3))[0])
+    places = torch.randn(1, near.config.places, 1280)
+    empty = [Decoded((), -score) for score in (3.0, 1.0, 2.0)]
+    assert near._rank([item], places, [empty]) == [[empty[1], empty[2], empty[0]]]
+    spoken = Decoded(tuple(near.tokenizer.encode("a dog")), -1.0)
+    with torch.inference_mode():
+        (told,) = run(near, Operation.EMBED_TEXT, ["a dog"])
+        cosine = float(near.net.image.embed(places)[0].numpy() @ told)
+    # Nearer than nothing or farther: whichever it is, its cosine decides against the empty one's 0.
+    assert near._rank([item], places, [[empty[1], spoken, empty[0]]])[0].index(spoken) == (0 if cosine > 0 else 2)
 
 
 def test_log_prob_equals_that_of_a_teacher_forced_pass(model: RevlnModel) -> None:
@@ -233,10 +364,22 @@ def test_the_joint_fingerprint_stays_when_only_the_captioner_is_trained_again(fo
     assert len({first.joint_fingerprint, image.joint_fingerprint, text.joint_fingerprint}) == 3
 
     config = json.loads((folder / "config.json").read_text())
-    for setting, same in (("max_evidence", True), ("caption_positions", True), ("image_size", False)):
+    for setting, same in (
+        ("max_evidence", True),
+        ("caption_positions", True),
+        ("caption_cosine", True),
+        ("caption_no_repeat_ngram_size", True),
+        ("image_size", False),
+        ("mirror", False),
+    ):
         copy = _copy(folder, tmp_path / setting)
         (copy / "config.json").write_text(json.dumps(config | {setting: config[setting] + 32}))
         assert (revln_card.joint_fingerprint(copy) == first.joint_fingerprint) is same
+
+
+def test_a_folder_that_is_older_than_the_settings_of_its_use_reads_as_without(bare: RevlnModel) -> None:
+    assert {name: getattr(bare.config, name) for name in USE} == USE
+    assert all(getattr(RevlnConfig(), name) != value for name, value in USE.items())
 
 
 def test_describe_counts_parameters_without_torch(folder: Path) -> None:
@@ -289,6 +432,13 @@ def test_the_shipped_models_batch_of_captions_equals_the_single_ones(shipped: Re
     together = run(shipped, Operation.CAPTION, items)
     for request, captions in zip(items, together, strict=True):
         assert run(shipped, Operation.CAPTION, [request])[0][0].text == captions[0].text
+
+
+def _with(folder: Path, to: Path, **settings: Any) -> Path:
+    copy = _copy(folder, to)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | settings))
+    return copy
 
 
 def _copy(folder: Path, to: Path) -> Path:

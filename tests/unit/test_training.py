@@ -22,6 +22,7 @@ from revln.cli.train import train
 from revln.errors import ValidationFailed
 from revln.models.base import Operation
 from revln.models.captioner import Captioner
+from revln.models.revln_card import RevlnConfig
 from revln.models.revln_family import load
 from revln.models.tokenizer import BOS, EOS, PAD, train_tokenizer
 from revln.training.calibrate import evidence_threshold, match_thresholds
@@ -174,6 +175,19 @@ def test_the_mean_of_models_has_their_mean_weights_and_is_trained_further(
     assert not torch.equal(of[1][name], of[2][name])  # else every mean would do
     assert "mean of the weights of" in (out / "MODEL_CARD.md").read_text()
     assert load("tiny", run_from(out, data, tmp_path / "refitted", 1), "cpu").info.match_min_score
+
+
+def test_the_mean_is_used_as_the_first_of_its_models(whole: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(whole, other)
+    config = json.loads((whole / "config.json").read_text())
+    used = {"mirror": False, "caption_no_repeat_ngram_size": 3, "caption_cosine": 0.5}
+    (other / "config.json").write_text(json.dumps(config | used))
+    for first, second in ((whole, other), (other, whole)):
+        out = tmp_path / f"{first.name}-first"
+        result = CliRunner().invoke(average, [str(first), str(second), "--out", str(out)])
+        assert result.exit_code == 0, result.output
+        assert RevlnConfig.read(out) == RevlnConfig.read(first)
 
 
 def test_models_that_have_no_mean_are_refused(data: Path, whole: Path, tmp_path: Path) -> None:
