@@ -9,9 +9,7 @@ from typing import Any
 import click
 
 from revln.errors import ModelUnavailable, RevlnError
-from revln.models.base import Model
-from revln.models.registry import ModelCatalog
-from revln.settings import ModelSettings
+from revln.models.registry import load_folder
 
 __all__ = ["evaluate", "model_folder"]
 
@@ -40,17 +38,11 @@ def evaluate(model: str, retriever: str | None, device: str, dtype: str, compact
         from revln.training.evaluate import EvalOptions
         from revln.training.evaluate import evaluate as run
 
-        finder = _load(retriever, device, dtype) if retriever is not None else None
-        report = run(_load(model, device, dtype), EvalOptions(**options), finder)
+        finder = load_folder(model_folder(retriever), device, dtype) if retriever is not None else None
+        report = run(load_folder(model_folder(model), device, dtype), EvalOptions(**options), finder)
     except RevlnError as err:
         raise click.ClickException(err.message) from err
     click.echo(json.dumps(report, ensure_ascii=False, indent=None if compact else 2))
-
-
-def _load(model: str, device: str, dtype: str) -> Model:
-    """Of whatever family its folder says."""
-    folder = model_folder(model)
-    return ModelCatalog({folder.name: ModelSettings(source=str(folder), dtype=dtype)}).load(folder.name, device)
 
 
 def model_folder(model: str) -> Path:

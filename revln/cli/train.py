@@ -37,6 +37,20 @@ _FILE = click.Path(path_type=Path)
     metavar="NAME|DIR",
     help="a trained model to go on from, in place of --backbone: its sizes, words, weights",
 )
+@click.option(
+    "--teacher",
+    "teachers",
+    metavar="NAME|DIR",
+    multiple=True,
+    help="a model of any family whose similarities the joint space learns; several are asked for their mean",
+)
+@click.option(
+    "--teaching",
+    type=click.FloatRange(0, 1),
+    default=0.75,
+    show_default=True,
+    help="the teachers' share of the joint space's loss",
+)
 @click.option("--extra-captions", type=_FILE, help="captions without pictures (.tsv or .tsv.gz), for the language")
 @click.option(
     "--extra-evidence/--no-extra-evidence",
@@ -96,12 +110,13 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--save-every-s", default=300.0, show_default=True, help="seconds of work that a kill may cost")
 @click.option("--time-limit-s", type=float, help="begin no step after so many seconds; what is there is written")
-def train(init: str | None, **options: Any) -> None:
+def train(init: str | None, teachers: tuple[str, ...], **options: Any) -> None:
     """Train a model; OUT is then usable as one."""
     try:
         from revln.training.options import TrainOptions
         from revln.training.run import train as run
 
-        run(TrainOptions(init=None if init is None else model_folder(init), **options))
+        start = None if init is None else model_folder(init)
+        run(TrainOptions(init=start, teachers=tuple(map(model_folder, teachers)), **options))
     except RevlnError as err:
         raise click.ClickException(err.message) from err

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from importlib.resources import files
+from pathlib import Path
 
 from revln.errors import ModelUnavailable, NotFound, SettingsError, Unavailable
 from revln.models.base import Model, ModelInfo
@@ -19,7 +20,7 @@ from revln.models.memory import out_of_memory
 from revln.models.sources import fetch, locate
 from revln.settings import ModelSettings
 
-__all__ = ["BUILT_IN", "ModelCatalog"]
+__all__ = ["BUILT_IN", "ModelCatalog", "load_folder"]
 
 BUILT_IN = "revln-tiny"
 
@@ -94,6 +95,11 @@ class ModelCatalog:
         if name not in self._specs:
             raise NotFound(f"There is no model {name!r}; there are {', '.join(self.names)}. GET /v1/models lists them.")
         return self._specs[name]
+
+
+def load_folder(folder: Path, device: str, dtype: str = "float32") -> Model:
+    """A checkpoint folder that no operator named, of whatever family it says; raises as `ModelCatalog.load` does."""
+    return ModelCatalog({folder.name: ModelSettings(source=str(folder), dtype=dtype)}).load(folder.name, device)
 
 
 def _describe(name: str, spec: ModelSettings, checkpoint: Checkpoint) -> ModelInfo:

@@ -103,11 +103,13 @@ def _images(model: Model, examples: Sequence[Example], pictures: Pictures) -> np
     return np.stack(run_model(model, Operation.EMBED_IMAGE, [example.file for example in examples], pictures))
 
 
-def run_model(model: Model, operation: Operation, items: Sequence[Any], pictures: Pictures | None = None) -> list[Any]:
+def run_model(
+    model: Model, operation: Operation, items: Sequence[Any], pictures: Pictures | None = None, quiet: bool = False
+) -> list[Any]:
     """All items in batches, in order. Items are file names where ``pictures`` is given for an image operation."""
     out: list[Any] = []
     size = model.max_batch(operation)
-    for start in tqdm(range(0, len(items), size), desc=operation.value, unit="batch"):
+    for start in tqdm(range(0, len(items), size), desc=operation.value, unit="batch", disable=quiet):
         batch = items[start : start + size]
         ready = [model.prepare(operation, pictures[item] if pictures else item) for item in batch]
         out += [model.finish(operation, raw) for raw in model.forward(operation, ready)]

@@ -2,14 +2,16 @@
 
 The first stage needs no pictures (COCO captions), and teaches the GRUs which words may stand for each other. The second
 is InfoNCE (van den Oord et al., 2018) with a learned temperature. Beside it, each of a weight: the hardest-negative
-hinge of VSE++ (Faghri et al., 2018); the first stage's loss, so that six thousand pictures do not unteach it; and
-captioning from the same feature map, as in CoCa (Yu et al., 2022), which teaches the trunk what no negative asks for.
+hinge of VSE++ (Faghri et al., 2018); the first stage's loss, so that six thousand pictures do not unteach it;
+captioning from the same feature map, as in CoCa (Yu et al., 2022), which teaches the trunk what no negative asks for;
+and, where there are teachers, what they answer of the same batch (`revln.training.teacher`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +24,12 @@ from revln.training.captions import caption_loss
 from revln.training.contrast import Scale, contrastive_loss
 from revln.training.pixels import Augment, View
 from revln.training.stage import Stage, rng_of, rows_of
+from revln.training.teacher import Answers, Teacher, teaching_loss
 
-__all__ = ["JointData", "JointOptions", "joint_stage", "text_stage", "without_some"]
+__all__ = ["JointData", "JointOptions", "Told", "joint_stage", "text_stage", "without_some"]
 
 Ids = list[int]
+_T = TypeVar("_T")
 _TEXT, _JOINT = 1, 2  # in the keys of random generators
 
 
@@ -42,17 +46,25 @@ class JointOptions:
     extra_texts: float = 0.2
     captioning: float = 0.5  # on the first half of the pictures
     word_dropout: float = 0.0  # of what the text encoder reads
+    teaching: float = 0.75  # the teachers' share, where there are any; the rest is InfoNCE's and the hinge's
     freeze: int = 0
+
+
+class Told(NamedTuple):
+    """A caption, and its token ids."""
+
+    text: str
+    ids: Ids
 
 
 @dataclass(frozen=True, slots=True)
 class JointData:
-    """Pictures (N, 3, S, S) uint8, whether each may be mirrored, and the token ids of its captions."""
+    """Pictures (N, 3, S, S) uint8, whether each may be mirrored, and its captions."""
 
     images: npt.NDArray[np.uint8]
     mirror: npt.NDArray[np.bool_]
-    captions: Sequence[Sequence[Ids]]
-    extra: Sequence[Sequence[Ids]]  # captions of pictures that are not here
+    captions: Sequence[Sequence[Told]]
+    extra: Sequence[Sequence[Told]]  # captions of pictures that are not here
     prompt: Ids  # of the decoder, without evidence
 
 
@@ -70,16 +82,17 @@ def text_stage(
     groups = [{"params": [*text.parameters(), *scale.parameters()], "lr": 1e-3}]
     modules: dict[str, nn.Module] = {"text": text, "scale": scale}
     steps = max(1, len(usable) // batch)
-    return Stage("text", epochs, steps, groups, modules, draw, lambda rows: _between(text, scale, rows, device))
+    return Stage("text", epochs, steps, groups, modules, draw, lambda rows: _between(_texts(text, rows, device), scale))
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
     view: View
-    rows: list[Ids]  # captions, up to ``each`` a picture
+    rows: list[Ids]  # captions, up to ``each`` a picture, as the text encoder reads them
     owner: Tensor  # (N,)
     told: list[Ids]  # a caption of each of the first pictures, for the decoder
     extra: list[Ids]
+    whole: list[str]  # what ``rows`` and ``extra`` were made of
 
 
 def joint_stage(
@@ -89,6 +102,7 @@ def joint_stage(
     options: JointOptions,
     validate: Callable[[], dict[str, float]],
     device: torch.device,
+    teachers: Sequence[Teacher] = (),
 ) -> Stage:
     """Pictures, each in a random view, against ``each`` random captions of each; the best epoch by dev's recall."""
     image, text = net.image, net.text
@@ -102,25 +116,34 @@ def joint_stage(
         rng = rng_of(options.seed, _JOINT, epoch, step)
         chosen = rows_of((options.seed, _JOINT, epoch), len(data.captions), options.batch, step)
         picks = [rng.permutation(len(data.captions[i]))[: options.each] for i in chosen]
-        whole = [data.captions[i][j] for i, pick in zip(chosen, picks, strict=True) for j in pick]
-        rows = [without_some(rng, row, options.word_dropout) for row in whole]
+        mine = [data.captions[i][j] for i, pick in zip(chosen, picks, strict=True) for j in pick]
+        rows = [without_some(rng, each.ids, options.word_dropout) for each in mine]
         owner = np.repeat(np.arange(len(chosen)), [len(pick) for pick in picks])
-        extra = []
+        extra: list[Told] = []
         if usable and options.extra_texts > 0:
             some = rng.choice(len(usable), min(len(usable), options.batch), replace=False)
             extra = _pairs(rng, [usable[i] for i in some])
         view = augment.draw(rng, data.images[chosen], data.mirror[chosen])
-        first = [data.captions[i][pick[0]] for i, pick in zip(chosen[:told], picks[:told], strict=True)]
-        return _Batch(view, rows, torch.from_numpy(owner).to(device), first, extra)
+        first = [data.captions[i][pick[0]].ids for i, pick in zip(chosen[:told], picks[:told], strict=True)]
+        texts = [each.text for each in (*mine, *extra)]
+        return _Batch(view, rows, torch.from_numpy(owner).to(device), first, [each.ids for each in extra], texts)
 
     def loss(item: _Batch) -> Tensor:
         # Measured on an AVX512-BF16 CPU: the GRU's pass takes half the time in bfloat16, the convolutions' 1.5 times.
+        views = augment(item.view, device)
         with torch.autocast(device.type, enabled=device.type != "cpu", dtype=torch.bfloat16):
-            places = image.places(augment(item.view, device))
+            places = image.places(views)
             vectors = image.embed(places)
-        total = _contrast(vectors, _texts(text, item.rows, device), item, scale, options)
+        texts = _texts(text, item.rows, device)
+        extra = _texts(text, item.extra, device) if item.extra else texts[:0]
+        total = _contrast(vectors, texts, item, scale, options)
+        if teachers:
+            answers = [Answers(one.images(views), one.texts(item.whole, device), one.scale) for one in teachers]
+            with torch.autocast(device.type, enabled=False):
+                taught = teaching_loss(vectors, torch.cat([texts, extra]), scale(), answers)
+            total = (1 - options.teaching) * total + options.teaching * taught
         if item.extra:
-            total = total + options.extra_texts * _between(text, extra_scale, item.extra, device)
+            total = total + options.extra_texts * _between(extra, extra_scale)
         if item.told:
             seen = net.captioner.look(places[: len(item.told)])
             prompts = [data.prompt] * len(item.told)
@@ -150,10 +173,11 @@ def _contrast(vectors: Tensor, texts: Tensor, item: _Batch, scale: Scale, option
     return loss
 
 
-def _between(text: TextEncoder, scale: Scale, rows: list[Ids], device: torch.device) -> Tensor:
-    first, second = _texts(text, rows, device).chunk(2)
-    with torch.autocast(device.type, enabled=False):
-        return contrastive_loss(first, second, torch.arange(len(first), device=device), scale(), hardest=0.0)
+def _between(vectors: Tensor, scale: Scale) -> Tensor:
+    """Of `_pairs`: (2 N, D)."""
+    first, second = vectors.chunk(2)
+    with torch.autocast(vectors.device.type, enabled=False):
+        return contrastive_loss(first, second, torch.arange(len(first), device=vectors.device), scale(), hardest=0.0)
 
 
 def _texts(text: TextEncoder, rows: list[Ids], device: torch.device) -> Tensor:
@@ -169,7 +193,7 @@ def without_some(rng: np.random.Generator, row: Ids, share: float) -> Ids:
     return [token for token, kept in zip(row, rng.random(len(row)) >= share, strict=True) if kept] or row
 
 
-def _pairs(rng: np.random.Generator, groups: Sequence[Sequence[Ids]]) -> list[Ids]:
+def _pairs(rng: np.random.Generator, groups: Sequence[Sequence[_T]]) -> list[_T]:
     """Two captions of each: all the first ones, then all the second ones."""
     pairs = [rng.choice(len(group), 2, replace=False) for group in groups]
     return [group[pair[side]] for side in (0, 1) for group, pair in zip(groups, pairs, strict=True)]

@@ -20,6 +20,8 @@ class TrainOptions:
     split_dev: str = "dev"
     backbone: Path | None = None  # None: random weights, for tests
     init: Path | None = None  # a trained model's folder to go on from: its sizes, words and weights
+    teachers: tuple[Path, ...] = ()  # folders of models of any family that embed pictures and texts
+    teaching: float = 0.75  # their share of the joint stage's loss
     extra_captions: Path | None = None
     cache: Path | None = None  # None: <out>/state
     config: Path | None = None  # a JSON file of RevlnConfig's settings; None: the defaults

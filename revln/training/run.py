@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from revln.errors import ValidationFailed
 from revln.models.image_cnn import load_backbone
 from revln.models.memory import keep_freed_memory
+from revln.models.registry import load_folder
 from revln.models.revln_card import TOKENIZER_FILE, RevlnConfig
 from revln.models.revln_family import RevlnNet, load
 from revln.models.tokenizer import Tokenizer, train_tokenizer
@@ -28,11 +29,12 @@ from revln.training.data import Pictures, read_captions, read_extra_captions
 from revln.training.dev import DevCaptions
 from revln.training.evidence import fit, honest_pool, nearest_captions
 from revln.training.export import export
-from revln.training.joint import JointData, JointOptions, joint_stage, text_stage
+from revln.training.joint import JointData, JointOptions, Told, joint_stage, text_stage
 from revln.training.options import TrainOptions
 from revln.training.pixels import Augment, cache_pixels, may_be_mirrored
 from revln.training.self_critical import self_critical_stage
 from revln.training.stage import Schedule, run_stage
+from revln.training.teacher import ServedTeacher, Teacher
 
 __all__ = ["train"]
 
@@ -150,8 +152,8 @@ class _Training:
         data = JointData(
             self.images,
             self.mirror,
-            [self._ids(example.captions) for example in self.train],
-            [self._ids(group) for group in self.extra],
+            [self._told(example.captions) for example in self.train],
+            [self._told(group) for group in self.extra],
             self.tokenizer.prompt((), self.config.evidence_tokens),
         )
         stage = joint_stage(
@@ -165,12 +167,19 @@ class _Training:
                 hardest=options.hardest,
                 captioning=options.captioning,
                 word_dropout=options.word_dropout,
+                teaching=options.teaching,
                 freeze=options.freeze,
             ),
             validate,
             self.device,
+            self._teachers() if options.joint_epochs else (),
         )
         run_stage(stage, self.schedule, self.curves)
+
+    def _teachers(self) -> Sequence[Teacher]:
+        pictures = Pictures(self.options.images)
+        models = [load_folder(folder, str(self.device), "auto") for folder in self.options.teachers]
+        return [ServedTeacher(model, self.dev, pictures) for model in models]
 
     def _captions(self, space: _Space) -> None:
         options = self.options
@@ -245,6 +254,9 @@ class _Training:
             texts += [text for group in self.extra for text in group]
             train_tokenizer(texts, _config(self.options).vocab_size).write(path)
         return Tokenizer.read(path)
+
+    def _told(self, captions: Sequence[str]) -> list[Told]:
+        return [Told(text, ids) for text, ids in zip(captions, self._ids(captions), strict=True)]
 
     def _ids(self, captions: Sequence[str]) -> list[list[int]]:
         return [self.tokenizer.encode(text)[:_TRAIN_TOKENS] for text in captions]

@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +36,8 @@ from revln.training.joint import without_some
 from revln.training.metrics import Cider, tokenize
 from revln.training.pixels import Augment, cache_pixels, may_be_mirrored
 from revln.training.self_critical import END, Begun, advantages, log_likelihoods, sample, words
+from revln.training.teacher import Answers, ServedTeacher, fitted_scale, teaching_loss
+from tests.tiny_models import save_clip, save_sentence
 
 SIZES = {
     "image_size": 64, "dim": 32, "vocab_size": 320, "text_embedding": 16, "text_hidden": 24,
@@ -175,6 +179,91 @@ def test_the_mean_of_models_has_their_mean_weights_and_is_trained_further(
     assert not torch.equal(of[1][name], of[2][name])  # else every mean would do
     assert "mean of the weights of" in (out / "MODEL_CARD.md").read_text()
     assert load("tiny", run_from(out, data, tmp_path / "refitted", 1), "cpu").info.match_min_score
+
+
+def test_a_run_learns_from_teachers_of_any_family(data: Path, whole: Path, tmp_path: Path) -> None:
+    """Eight drawn colours and a CLIP of random weights teach nothing; that their answers reach the weights is seen."""
+    clip = str(save_clip(tmp_path / "clip"))
+    plain = run_from(whole, data, tmp_path / "plain", 1)
+    taught = run_from(whole, data, tmp_path / "taught", 1, "--teacher", clip, "--teacher", str(whole))
+    none = run_from(whole, data, tmp_path / "none", 1, "--teacher", clip, "--teaching", "0")
+    assert weights(taught) != weights(plain)
+    assert weights(none) == weights(plain)
+    again = run_from(whole, data, tmp_path / "again", 1, "--teacher", clip, "--teacher", str(whole))
+    assert weights(again) == weights(taught)
+
+
+def test_a_model_that_embeds_no_pictures_is_no_teacher(data: Path, whole: Path, tmp_path: Path) -> None:
+    sentence = save_sentence(tmp_path / "sentence")
+    result = CliRunner().invoke(train, arguments(data, tmp_path / "out", 1, "--teacher", str(sentence)))
+    assert result.exit_code == 1
+    assert "sentence does not embed pictures and texts" in result.output
+
+
+def test_a_teacher_sees_the_students_view_and_reads_each_caption_once(
+    data: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load("tiny", whole, "cpu")
+    forward, calls = model.forward, []
+
+    def counted(operation: Operation, batch: Sequence[Any]) -> Sequence[Any]:
+        calls.append((operation, len(batch)))
+        return forward(operation, batch)
+
+    monkeypatch.setattr(model, "forward", counted)
+    dev = read_captions(data / "captions.jsonl", "dev")
+    teacher = ServedTeacher(model, dev, Pictures(data))
+    picture = Pictures(data)[dev[2].file].resize((64, 64))
+    view = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    expected = forward(Operation.EMBED_IMAGE, [model.prepare(Operation.EMBED_IMAGE, picture)])[0]
+    torch.testing.assert_close(teacher.images(view)[0], expected, atol=1e-5, rtol=0)
+    calls.clear()
+    cpu = torch.device("cpu")
+    twice = teacher.texts(["a red square", "grey", "a red square"], cpu)
+    assert torch.equal(twice[0], twice[2])
+    assert torch.equal(teacher.texts(["grey"], cpu)[0], twice[1])
+    assert calls == [(Operation.EMBED_TEXT, 2)]
+
+
+def test_what_a_teacher_says_pulls_the_students_answers_to_it() -> None:
+    torch.manual_seed(0)
+    unit = torch.nn.functional.normalize
+    wanted = [Answers(unit(torch.randn(4, 6), dim=1), unit(torch.randn(9, 6), dim=1), scale) for scale in (5.0, 20.0)]
+    images, texts = torch.randn(4, 8, requires_grad=True), torch.randn(9, 8, requires_grad=True)
+    scale = torch.tensor(10.0)
+    # Of another dimension than the student's, and one that answers as the student does costs nothing.
+    same = Answers(unit(images, dim=1).detach(), unit(texts, dim=1).detach(), 10.0)
+    assert teaching_loss(unit(images, dim=1), unit(texts, dim=1), scale, [same]).item() == pytest.approx(0, abs=1e-6)
+    optimizer = torch.optim.Adam([images, texts], lr=0.05)
+    losses = []
+    for _ in range(300):
+        loss = teaching_loss(unit(images, dim=1), unit(texts, dim=1), scale, wanted)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.05 * losses[0]
+    mean = torch.stack([(one.scale * one.images @ one.texts.T).softmax(dim=1) for one in wanted]).mean(dim=0)
+    answers = (10 * unit(images, dim=1) @ unit(texts, dim=1).T).softmax(dim=1)
+    torch.testing.assert_close(answers, mean, atol=0.1, rtol=0)
+
+
+def test_a_teachers_scale_is_that_of_its_doubt() -> None:
+    rng = np.random.default_rng(0)
+    pictures, noise = (torch.from_numpy(rng.normal(size=(500, 8))).float() for _ in range(2))
+    pictures = torch.nn.functional.normalize(pictures, dim=1)
+
+    def scale_at(distance: float) -> float:
+        captions = torch.nn.functional.normalize(pictures + distance * noise, dim=1)
+        got = fitted_scale(pictures, captions)
+        losses = [
+            float(torch.nn.functional.cross_entropy(scale * captions @ pictures.T, torch.arange(500)))
+            for scale in (got, got / 1.3, got * 1.3)
+        ]
+        assert losses[0] == min(losses)
+        return got
+
+    assert scale_at(0.2) > 1.5 * scale_at(0.4)  # the nearer captions lie to their pictures, the surer it may be
 
 
 def test_the_mean_is_used_as_the_first_of_its_models(whole: Path, tmp_path: Path) -> None:
