@@ -9,7 +9,7 @@ A family is two functions, named as ``module:function`` so that nothing heavy is
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, cast
 
@@ -32,6 +32,7 @@ class Family:
         model_types: what config.json calls checkpoints of it; empty: the family judges its files itself.
         variants: its name goes on after a colon.
         needs_weights: not even describing it can do without the weights.
+        half: what dtype ``auto`` is on a GPU. Language models are trained in bfloat16, and outgrow float16.
     """
 
     describe_at: str
@@ -39,6 +40,7 @@ class Family:
     model_types: frozenset[str] = frozenset()
     variants: bool = False
     needs_weights: bool = False
+    half: str = "float16"
 
     def describe(self, name: str, family: str, checkpoint: Checkpoint) -> ModelInfo:
         return cast(Describe, _resolve(self.describe_at))(name, family, checkpoint)
@@ -84,17 +86,20 @@ FAMILIES: dict[str, Family] = {
     "vision-encoder-decoder": _captioner("captioners:load_vision_encoder_decoder", "vision-encoder-decoder"),
     "blip": _captioner("captioners:load_blip", "blip"),
     "git": _captioner("captioners:load_git", "git"),
-    "image-text-to-text": _captioner(
-        "chat_captioner:load",
-        "florence2",
-        "qwen2_vl",
-        "qwen2_5_vl",
-        "qwen3_vl",
-        "smolvlm",
-        "idefics3",
-        "llava",
-        "llava_next",
-        "llava_onevision",
+    "image-text-to-text": replace(
+        _captioner(
+            "chat_captioner:load",
+            "florence2",
+            "qwen2_vl",
+            "qwen2_5_vl",
+            "qwen3_vl",
+            "smolvlm",
+            "idefics3",
+            "llava",
+            "llava_next",
+            "llava_onevision",
+        ),
+        half="bfloat16",
     ),
     "cnn": Family("revln.models.cnn_card:describe", "revln.models.cnn:load", variants=True, needs_weights=True),
 }

@@ -60,7 +60,7 @@ class ModelCatalog:
         return _describe(name, spec, fetch(spec.source, spec.revision))
 
     def placed(self, name: str, device: str) -> tuple[str, str]:
-        """(device, dtype) of a model on a worker whose own device is ``device``.
+        """(device, dtype) of a model on a worker whose own device is ``device``; the dtype by its width alone.
 
         Raises:
             ModelUnavailable: this machine lacks the device that the operator named for it.
@@ -80,11 +80,12 @@ class ModelCatalog:
             Unavailable: memory ran out; later there may be more.
         """
         spec = self.spec(name)
-        where, dtype = self.placed(name, device)
+        where, _ = self.placed(name, device)
         checkpoint = fetch(spec.source, spec.revision)
         info = _describe(name, spec, checkpoint)
+        family = find_family(info.family, checkpoint)[1]
         try:
-            return find_family(info.family, checkpoint)[1].load(info, checkpoint, where, dtype)
+            return family.load(info, checkpoint, where, resolve_dtype(spec.dtype, where, family.half))
         except (OSError, RuntimeError, ValueError, MemoryError) as err:
             if out_of_memory(err):
                 raise Unavailable(f"There is not enough memory on {where} for model {name} now.") from err

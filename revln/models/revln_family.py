@@ -87,6 +87,8 @@ class RevlnModel:
         self.tokenizer = tokenizer
         self.net = net.to(device=device, dtype=_DTYPES[dtype]).eval().requires_grad_(False)
         self.net.image.to(memory_format=torch.channels_last)
+        for gru in (self.net.text.rightward, self.net.text.leftward):
+            gru.flatten_parameters()  # apart, as ``to`` leaves them, cuDNN puts them together on every call
         self._transfer = Transfer(device)
 
     def prepare(self, operation: Operation, item: Any) -> Any:

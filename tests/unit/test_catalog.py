@@ -18,6 +18,8 @@ from huggingface_hub import constants, errors
 
 from revln.errors import ModelUnavailable, NotFound, SettingsError
 from revln.models.base import Operation
+from revln.models.device import resolve_dtype
+from revln.models.families import FAMILIES
 from revln.models.registry import ModelCatalog
 from revln.settings import ModelSettings
 from tests.tiny_models import save_clip
@@ -187,6 +189,18 @@ def test_only_configured_names_are_found(clip: Path) -> None:
 def test_a_device_that_is_not_there_is_named(clip: Path) -> None:
     with pytest.raises(ModelUnavailable, match=r"m is to run on cuda:99, but this worker's machine has"):
         catalog(clip, device="cuda:99").load("m", "cpu")
+
+
+@pytest.mark.parametrize(("half", "capability", "got"), [
+    ("float16", 9, "float16"), ("bfloat16", 9, "bfloat16"), ("bfloat16", 7, "float16"),
+])  # fmt: skip
+def test_auto_precision_on_a_gpu_is_the_familys_own_half(
+    monkeypatch: pytest.MonkeyPatch, half: str, capability: int, got: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (capability, 0))
+    assert resolve_dtype("auto", "cuda", half) == got
+    assert FAMILIES["revln"].half == FAMILIES["clip"].half == "float16"
+    assert FAMILIES["image-text-to-text"].half == "bfloat16"
 
 
 def test_auto_precision_is_whole_on_a_processor_and_a_models_own_device_wins(clip: Path) -> None:
