@@ -102,10 +102,11 @@ def _card(card: Card) -> str:
         f'<li><span>{escape(text)}</span><data value="{score:.4f}">{_signed(score, 2)}</data></li>'
         for text, score in card.evidence
     )
+    evidence = f"<ul>{evidence}</ul>" if evidence else "<p>None of the sentences is near enough.</p>"
     return (
         f'<article class="card">{_image(card.picture, large=True)}<div class="body">'
         f"<h3>{escape(card.picture.title)}</h3>"
-        f"{captions}<h4>Evidence</h4><ul>{evidence}</ul><h4>Neighbours</h4>{_strip(card.neighbors)}</div></article>"
+        f"{captions}<h4>Evidence</h4>{evidence}<h4>Neighbours</h4>{_strip(card.neighbors)}</div></article>"
     )
 
 
@@ -264,8 +265,8 @@ $matrix
 <th>seconds</th></tr>$jobs</table></div></section>
 <p class="note">A caption's number is the sum of the natural logarithms of its tokens' probabilities, the end
 included: nearer to zero is likelier. Longer sentences score lower, so captions are ranked by it divided by their
-length. Other numbers are cosines in [−1, 1]. The evidence is what the memory holds that is nearest to the picture,
-whether or not it is true of it.</p>
+length, and by how near they lie to the picture. Other numbers are cosines in [−1, 1]. The evidence is what the memory
+holds that is nearest to the picture, whether or not it is true of it.</p>
 </main>
 </html>
 """)

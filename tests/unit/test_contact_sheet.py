@@ -77,6 +77,13 @@ def test_the_page_is_whole_and_asks_no_other_address() -> None:
     assert "default-src 'none'" in page
 
 
+def test_a_picture_without_evidence_says_so() -> None:
+    near, far = (Card(Picture("one", "One", b"l", b"s"), [("a dog", -3.25)], found, []) for found in ([("x", 0.5)], []))
+    said = "None of the sentences is near enough."
+    assert said not in render(sheet(cards=[near]))
+    assert render(sheet(cards=[near, far])).count(said) == 1
+
+
 def test_what_others_wrote_is_text_and_never_markup() -> None:
     page = render(sheet())
     assert "<script>" not in page
