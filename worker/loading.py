@@ -15,7 +15,7 @@ from PIL import Image
 from revln.errors import JobError, ModelUnavailable, OutOfMemory, RevlnError, Unavailable
 from revln.jobs.kinds import Priority
 from revln.models.base import CaptionRequest, Model, Operation
-from revln.models.device import ITEM_BYTES
+from revln.models.device import ITEM_BYTES, resolve_dtype
 from revln.models.memory import give_back_freed_memory, host_memory_bytes, out_of_memory
 from revln.models.registry import ModelCatalog
 from revln.settings import Settings
@@ -53,7 +53,8 @@ class Loader:
 
     def measure(self, name: str) -> tuple[str, int]:
         """(device, bytes of its weights there). A hub model is downloaded first. Raises ModelUnavailable."""
-        device, dtype = self._catalog.placed(name, self.device)
+        device = self._catalog.placed(name, self.device)
+        dtype = resolve_dtype(self._catalog.spec(name).dtype, device)  # either half is two bytes wide
         parameters = self._catalog.fetch(name).parameters or 0
         return ("cuda:0" if device == "cuda" else device), parameters * ITEM_BYTES[dtype]
 

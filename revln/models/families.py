@@ -9,7 +9,7 @@ A family is two functions, named as ``module:function`` so that nothing heavy is
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, cast
 
@@ -49,16 +49,16 @@ class Family:
         return cast(Load, _resolve(self.load_at))(info, checkpoint, device, dtype)
 
 
-def _transformers(card: str, code: str, *model_types: str) -> Family:
-    return Family(f"revln.models.{card}", f"revln.models.{code}", frozenset(model_types))
+def _transformers(card: str, code: str, *model_types: str, half: str = "float16") -> Family:
+    return Family(f"revln.models.{card}", f"revln.models.{code}", frozenset(model_types), half=half)
 
 
 def _dual_encoder(*model_types: str) -> Family:
     return _transformers("dual_encoder_card:describe", "dual_encoder:load", *model_types)
 
 
-def _captioner(code: str, *model_types: str) -> Family:
-    return _transformers("captioners_card:describe", code, *model_types)
+def _captioner(code: str, *model_types: str, half: str = "float16") -> Family:
+    return _transformers("captioners_card:describe", code, *model_types, half=half)
 
 
 # Where a model type stands twice, "auto" takes the family of that name, else the first.
@@ -86,19 +86,17 @@ FAMILIES: dict[str, Family] = {
     "vision-encoder-decoder": _captioner("captioners:load_vision_encoder_decoder", "vision-encoder-decoder"),
     "blip": _captioner("captioners:load_blip", "blip"),
     "git": _captioner("captioners:load_git", "git"),
-    "image-text-to-text": replace(
-        _captioner(
-            "chat_captioner:load",
-            "florence2",
-            "qwen2_vl",
-            "qwen2_5_vl",
-            "qwen3_vl",
-            "smolvlm",
-            "idefics3",
-            "llava",
-            "llava_next",
-            "llava_onevision",
-        ),
+    "image-text-to-text": _captioner(
+        "chat_captioner:load",
+        "florence2",
+        "qwen2_vl",
+        "qwen2_5_vl",
+        "qwen3_vl",
+        "smolvlm",
+        "idefics3",
+        "llava",
+        "llava_next",
+        "llava_onevision",
         half="bfloat16",
     ),
     "cnn": Family("revln.models.cnn_card:describe", "revln.models.cnn:load", variants=True, needs_weights=True),

@@ -59,8 +59,8 @@ class ModelCatalog:
         spec = self.spec(name)
         return _describe(name, spec, fetch(spec.source, spec.revision))
 
-    def placed(self, name: str, device: str) -> tuple[str, str]:
-        """(device, dtype) of a model on a worker whose own device is ``device``; the dtype by its width alone.
+    def placed(self, name: str, device: str) -> str:
+        """The device of a model on a worker whose own device is ``device``.
 
         Raises:
             ModelUnavailable: this machine lacks the device that the operator named for it.
@@ -68,7 +68,7 @@ class ModelCatalog:
         spec = self.spec(name)
         where = device if spec.device == AUTO else spec.device
         check_device(name, where)
-        return where, resolve_dtype(spec.dtype, where)
+        return where
 
     def load(self, name: str, device: str) -> Model:
         """Load a model, on ``device`` unless the operator named another for it; a hub model is downloaded first.
@@ -80,7 +80,7 @@ class ModelCatalog:
             Unavailable: memory ran out; later there may be more.
         """
         spec = self.spec(name)
-        where, _ = self.placed(name, device)
+        where = self.placed(name, device)
         checkpoint = fetch(spec.source, spec.revision)
         info = _describe(name, spec, checkpoint)
         family = find_family(info.family, checkpoint)[1]

@@ -21,11 +21,11 @@ from revln.training.data import Example, Pictures, read_captions
 from revln.training.metrics import score_captions
 from revln.training.recall import recall_both_ways
 
-__all__ = ["EvalOptions", "evaluate", "run_model"]
+__all__ = ["EMBEDS", "EvalOptions", "evaluate", "run_model"]
 
 # Retrieved captions a picture; the model shows as many of them to its decoder as it was trained with.
 _EVIDENCE = 4
-_EMBEDS = {Operation.EMBED_IMAGE, Operation.EMBED_TEXT}
+EMBEDS = {Operation.EMBED_IMAGE, Operation.EMBED_TEXT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +51,13 @@ def evaluate(model: Model, options: EvalOptions, retriever: Model | None = None)
     Raises:
         ValidationFailed: a file is missing or malformed; or there is a store, and nothing to look evidence up with.
     """
-    embeds, captions = set(model.info.operations) >= _EMBEDS, Operation.CAPTION in model.info.operations
+    embeds, captions = set(model.info.operations) >= EMBEDS, Operation.CAPTION in model.info.operations
     retriever = retriever or (model if embeds else None)
     if (
         options.store
         and options.captions
         and captions
-        and (retriever is None or not set(retriever.info.operations) >= _EMBEDS)
+        and (retriever is None or not set(retriever.info.operations) >= EMBEDS)
     ):
         raise ValidationFailed(
             f"model {(retriever or model).info.name} does not embed pictures and texts, so it finds no evidence in a "

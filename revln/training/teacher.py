@@ -22,7 +22,7 @@ from torch import Tensor
 from revln.errors import ValidationFailed
 from revln.models.base import Model, Operation
 from revln.training.data import Example, Pictures
-from revln.training.evaluate import run_model
+from revln.training.evaluate import EMBEDS, run_model
 
 __all__ = ["Answers", "ServedTeacher", "Teacher", "fitted_scale", "teaching_loss"]
 
@@ -58,7 +58,7 @@ class ServedTeacher:
         Raises:
             ValidationFailed: the model does not embed both.
         """
-        if not set(model.info.operations) >= {Operation.EMBED_IMAGE, Operation.EMBED_TEXT}:
+        if not set(model.info.operations) >= EMBEDS:
             raise ValidationFailed(f"{model.info.name} does not embed pictures and texts, so it cannot be a --teacher")
         self._model = model
         self._known: dict[str, npt.NDArray[np.float32]] = {}
@@ -97,9 +97,9 @@ def teaching_loss(images: Tensor, texts: Tensor, scale: Tensor, teachers: Sequen
     """
     scaled = scale * images.float() @ texts.float().T  # (B, N)
     total = scaled.new_zeros(())
+    wanted = torch.stack([t.scale * t.images.float() @ t.texts.float().T for t in teachers])  # (teachers, B, N)
     for over in (1, 0):
-        wanted = [(t.scale * t.images.float() @ t.texts.float().T).softmax(dim=over) for t in teachers]
-        mean = torch.stack(wanted).mean(dim=0)
+        mean = wanted.softmax(dim=1 + over).mean(dim=0)
         total = total + F.kl_div(scaled.log_softmax(dim=over), mean, reduction="sum") / scaled.shape[1 - over]
     return total / 2
 
