@@ -26,6 +26,7 @@ from revln.db import tables
 from revln.db.engine import db_now
 from revln.db.migrate import upgrade
 from revln.jobs.kinds import all_queues
+from revln.models.registry import ModelCatalog
 from revln.settings import Settings
 from tests.stack import wait_until
 from worker import loading
@@ -87,7 +88,9 @@ class InlineStack:
 
 
 @contextmanager
-def inline_stack(database_url: str, folder: Path, catalog: Any = None, **settings: Any) -> Iterator[InlineStack]:
+def inline_stack(
+    database_url: str, folder: Path, catalog: ModelCatalog | None = None, **settings: Any
+) -> Iterator[InlineStack]:
     """Running around a database of any kind, which is migrated first; ``catalog`` stands in for the models."""
     known = {
         "data_dir": folder, "database_url": database_url, "device": "cpu", "redis_url": "redis://127.0.0.1:1/0",

@@ -11,6 +11,7 @@ from PIL import Image
 
 from revln.errors import NotFound
 from revln.models.base import ModelInfo, Operation
+from revln.models.registry import ModelCatalog
 from revln.settings import ModelSettings
 
 __all__ = ["WordCatalog", "WordModel"]
@@ -53,28 +54,21 @@ class WordModel:
         return np.sum([weight * self._direction(f"pixel {at}") for at, weight in enumerate(weights)], axis=0)
 
 
-class WordCatalog:
-    """The part of a `ModelCatalog` that jobs ask: models by name, their dimensions given."""
+class WordCatalog(ModelCatalog):
+    """Word models by name, their dimensions given, in the place of those that an operator named."""
 
     def __init__(self, **dims: int) -> None:
-        self._models = {name: WordModel(name, dim) for name, dim in dims.items()}
+        super().__init__({name: ModelSettings(source=name) for name in dims}, next(iter(dims)))
         self.names = sorted(dims)
-        self.default = next(iter(dims))
+        self._models = {name: WordModel(name, dim) for name, dim in dims.items()}
 
     def describe(self, name: str) -> ModelInfo:
         return self.load(name, "cpu").info
+
+    def fetch(self, name: str) -> ModelInfo:
+        return self.describe(name)
 
     def load(self, name: str, device: str) -> WordModel:
         if name not in self._models:
             raise NotFound(f"There is no model {name!r}; there are {', '.join(self.names)}.")
         return self._models[name]
-
-    def spec(self, name: str) -> ModelSettings:
-        self.describe(name)
-        return ModelSettings(source=name)
-
-    def placed(self, name: str, device: str) -> tuple[str, str]:
-        return device, self.load(name, device).dtype
-
-    def fetch(self, name: str) -> ModelInfo:
-        return self.describe(name)
