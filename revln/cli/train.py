@@ -42,7 +42,7 @@ _FILE = click.Path(path_type=Path)
     "teachers",
     metavar="NAME|DIR",
     multiple=True,
-    help="a model of any family whose similarities the joint space learns; several are asked for their mean",
+    help="a model that embeds texts, or pictures too, whose similarities are learned; several: their mean",
 )
 @click.option(
     "--teaching",

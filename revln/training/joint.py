@@ -24,7 +24,7 @@ from revln.training.captions import caption_loss
 from revln.training.contrast import Scale, contrastive_loss
 from revln.training.pixels import Augment, View
 from revln.training.stage import Stage, rng_of, rows_of
-from revln.training.teacher import Answers, Teacher, teaching_loss
+from revln.training.teacher import Asked, Teacher, teaching_loss
 
 __all__ = ["JointData", "JointOptions", "Told", "joint_stage", "text_stage", "without_some"]
 
@@ -92,7 +92,7 @@ class _Batch:
     owner: Tensor  # (N,)
     told: list[Ids]  # a caption of each of the first pictures, for the decoder
     extra: list[Ids]
-    whole: list[str]  # what ``rows`` and ``extra`` were made of
+    asked: Asked  # what ``rows`` and ``extra`` were made of
 
 
 def joint_stage(
@@ -118,15 +118,17 @@ def joint_stage(
         picks = [rng.permutation(len(data.captions[i]))[: options.each] for i in chosen]
         mine = [data.captions[i][j] for i, pick in zip(chosen, picks, strict=True) for j in pick]
         rows = [without_some(rng, each.ids, options.word_dropout) for each in mine]
-        owner = np.repeat(np.arange(len(chosen)), [len(pick) for pick in picks])
+        owner = torch.from_numpy(np.repeat(np.arange(len(chosen)), [len(pick) for pick in picks])).to(device)
         extra: list[Told] = []
         if usable and options.extra_texts > 0:
             some = rng.choice(len(usable), min(len(usable), options.batch), replace=False)
             extra = _pairs(rng, [usable[i] for i in some])
         view = augment.draw(rng, data.images[chosen], data.mirror[chosen])
         first = [data.captions[i][pick[0]].ids for i, pick in zip(chosen[:told], picks[:told], strict=True)]
-        texts = [each.text for each in (*mine, *extra)]
-        return _Batch(view, rows, torch.from_numpy(owner).to(device), first, [each.ids for each in extra], texts)
+        asked = Asked(
+            [each.text for each in (*mine, *extra)], owner, [[each.text for each in data.captions[i]] for i in chosen]
+        )
+        return _Batch(view, rows, owner, first, [each.ids for each in extra], asked)
 
     def loss(item: _Batch) -> Tensor:
         # Measured on an AVX512-BF16 CPU: the GRU's pass takes half the time in bfloat16, the convolutions' 1.5 times.
@@ -138,9 +140,9 @@ def joint_stage(
         extra = _texts(text, item.extra, device) if item.extra else texts[:0]
         total = _contrast(vectors, texts, item, scale, options)
         if teachers:
-            answers = [Answers(one.images(views), one.texts(item.whole, device), one.scale) for one in teachers]
             with torch.autocast(device.type, enabled=False):
-                taught = teaching_loss(vectors, torch.cat([texts, extra]), scale(), answers)
+                answers = [one.answers(views, item.asked) for one in teachers]
+                taught = teaching_loss(vectors, torch.cat([texts, extra]), scale(), extra_scale(), answers)
             total = (1 - options.teaching) * total + options.teaching * taught
         if item.extra:
             total = total + options.extra_texts * _between(extra, extra_scale)

@@ -34,7 +34,7 @@ from revln.training.options import TrainOptions
 from revln.training.pixels import Augment, cache_pixels, may_be_mirrored
 from revln.training.self_critical import self_critical_stage
 from revln.training.stage import Schedule, run_stage
-from revln.training.teacher import ServedTeacher, Teacher
+from revln.training.teacher import Teacher, teacher_of
 
 __all__ = ["train"]
 
@@ -179,7 +179,7 @@ class _Training:
     def _teachers(self) -> Sequence[Teacher]:
         pictures = Pictures(self.options.images)
         models = [load_folder(folder, str(self.device), "auto") for folder in self.options.teachers]
-        return [ServedTeacher(model, self.dev, pictures) for model in models]
+        return [teacher_of(model, self.dev, pictures) for model in models]
 
     def _captions(self, space: _Space) -> None:
         options = self.options

@@ -24,19 +24,22 @@ from revln.cli.train import train
 from revln.errors import ValidationFailed
 from revln.models.base import Operation
 from revln.models.captioner import Captioner
+from revln.models.registry import load_folder
 from revln.models.revln_card import RevlnConfig
 from revln.models.revln_family import load
 from revln.models.tokenizer import BOS, EOS, PAD, train_tokenizer
 from revln.training.calibrate import evidence_threshold, match_thresholds
 from revln.training.captions import Prompter, caption_loss
 from revln.training.contrast import contrastive_loss
-from revln.training.data import Pictures, read_captions, read_extra_captions
+from revln.training.data import Example, Pictures, read_captions, read_extra_captions
+from revln.training.evaluate import run_model
 from revln.training.evidence import fit, honest_pool, nearest_captions
 from revln.training.joint import without_some
 from revln.training.metrics import Cider, tokenize
 from revln.training.pixels import Augment, cache_pixels, may_be_mirrored
 from revln.training.self_critical import END, Begun, advantages, log_likelihoods, sample, words
-from revln.training.teacher import Answers, ServedTeacher, fitted_scale, teaching_loss
+from revln.training.teacher import Answers, Asked, Reader, Seer, fitted_scale, teaching_loss
+from tests.tiny_captioners import save_blip
 from tests.tiny_models import save_clip, save_sentence
 
 SIZES = {
@@ -182,22 +185,29 @@ def test_the_mean_of_models_has_their_mean_weights_and_is_trained_further(
 
 
 def test_a_run_learns_from_teachers_of_any_family(data: Path, whole: Path, tmp_path: Path) -> None:
-    """Eight drawn colours and a CLIP of random weights teach nothing; that their answers reach the weights is seen."""
-    clip = str(save_clip(tmp_path / "clip"))
+    """Eight drawn colours and random weights teach nothing; that their answers reach the weights is seen."""
+    clip, sentence = str(save_clip(tmp_path / "clip")), str(save_sentence(tmp_path / "sentence"))
     plain = run_from(whole, data, tmp_path / "plain", 1)
-    taught = run_from(whole, data, tmp_path / "taught", 1, "--teacher", clip, "--teacher", str(whole))
+    seen = run_from(whole, data, tmp_path / "seen", 1, "--teacher", clip, "--teacher", str(whole))
+    read = run_from(whole, data, tmp_path / "read", 1, "--teacher", sentence)
+    assert len({weights(one) for one in (plain, seen, read)}) == 3
     none = run_from(whole, data, tmp_path / "none", 1, "--teacher", clip, "--teaching", "0")
-    assert weights(taught) != weights(plain)
     assert weights(none) == weights(plain)
     again = run_from(whole, data, tmp_path / "again", 1, "--teacher", clip, "--teacher", str(whole))
-    assert weights(again) == weights(taught)
+    assert weights(again) == weights(seen)
 
 
-def test_a_model_that_embeds_no_pictures_is_no_teacher(data: Path, whole: Path, tmp_path: Path) -> None:
-    sentence = save_sentence(tmp_path / "sentence")
-    result = CliRunner().invoke(train, arguments(data, tmp_path / "out", 1, "--teacher", str(sentence)))
+def test_a_model_that_embeds_no_texts_is_no_teacher(data: Path, whole: Path, tmp_path: Path) -> None:
+    blip = save_blip(tmp_path / "blip")
+    result = CliRunner().invoke(train, arguments(data, tmp_path / "out", 1, "--teacher", str(blip)))
     assert result.exit_code == 1
-    assert "sentence does not embed pictures and texts" in result.output
+    assert "blip does not embed texts, so it cannot be a --teacher" in result.output
+
+
+def test_a_teacher_that_only_reads_needs_pictures_with_two_captions(tmp_path: Path) -> None:
+    model = load_folder(save_sentence(tmp_path / "sentence"), "cpu")
+    with pytest.raises(ValidationFailed, match="no picture of the dev split has two captions, which sentence, "):
+        Reader(model, [Example("a.png", ("a dog",), "dev"), Example("b.png", ("a cat",), "dev")])
 
 
 def test_a_teacher_sees_the_students_view_and_reads_each_caption_once(
@@ -210,42 +220,84 @@ def test_a_teacher_sees_the_students_view_and_reads_each_caption_once(
         calls.append((operation, len(batch)))
         return forward(operation, batch)
 
+    def vector(operation: Operation, item: Any) -> torch.Tensor:
+        return forward(operation, [model.prepare(operation, item)])[0]
+
     monkeypatch.setattr(model, "forward", counted)
     dev = read_captions(data / "captions.jsonl", "dev")
-    teacher = ServedTeacher(model, dev, Pictures(data))
+    teacher = Seer(model, dev, Pictures(data))
     picture = Pictures(data)[dev[2].file].resize((64, 64))
     view = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
-    expected = forward(Operation.EMBED_IMAGE, [model.prepare(Operation.EMBED_IMAGE, picture)])[0]
-    torch.testing.assert_close(teacher.images(view)[0], expected, atol=1e-5, rtol=0)
     calls.clear()
-    cpu = torch.device("cpu")
-    twice = teacher.texts(["a red square", "grey", "a red square"], cpu)
-    assert torch.equal(twice[0], twice[2])
-    assert torch.equal(teacher.texts(["grey"], cpu)[0], twice[1])
-    assert calls == [(Operation.EMBED_TEXT, 2)]
+    asked = Asked(["a red square", "grey", "a red square"], torch.tensor([0]), [["a red square"]])
+    found, between = teacher.answers(view, asked)
+    assert between is None
+    expected = torch.stack([vector(Operation.EMBED_TEXT, text) for text in asked.texts])
+    cosine = vector(Operation.EMBED_IMAGE, picture)[None] @ expected.T
+    scale = found[0, 0] / cosine[0, 0]
+    assert scale > 0
+    torch.testing.assert_close(found, scale * cosine, atol=1e-4, rtol=1e-4)
+    assert torch.equal(teacher.answers(view, asked).pictures, found)
+    assert calls == [(Operation.EMBED_IMAGE, 1), (Operation.EMBED_TEXT, 2), (Operation.EMBED_IMAGE, 1)]
 
 
-def test_what_a_teacher_says_pulls_the_students_answers_to_it() -> None:
+def test_a_teacher_that_only_reads_takes_a_pictures_other_captions_for_it(whole: Path) -> None:
+    model = load("tiny", whole, "cpu")
+    captions = (("a red square", "red", "the picture is red"), ("grey",), ("a blue square", "blue"))
+    teacher = Reader(model, [Example(str(i), texts, "dev") for i, texts in enumerate(captions)])
+    # Two captions of the first picture, one of each other, and one of no picture.
+    texts = ["a red square", "the picture is red", "grey", "blue", "pink"]
+    found, between = teacher.answers(torch.zeros(3, 3, 8, 8), Asked(texts, torch.tensor([0, 0, 1, 2]), captions))
+
+    def vector(text: str) -> torch.Tensor:
+        return torch.from_numpy(run_model(model, Operation.EMBED_TEXT, [text], quiet=True)[0])
+
+    def shown(picture: int, text: str) -> torch.Tensor:
+        others = [each for each in captions[picture] if each != text] or captions[picture]
+        return torch.nn.functional.normalize(sum(vector(each) for each in others), dim=0)  # type: ignore[arg-type]
+
+    cosine = torch.stack([torch.stack([shown(i, text) @ vector(text) for text in texts]) for i in range(3)])
+    torch.testing.assert_close(found / found[1, 2], cosine, atol=1e-4, rtol=1e-4)  # its only caption fits it wholly
+    assert between is not None
+    near = torch.stack([torch.stack([vector(a) @ vector(b) for b in texts]) for a in texts])
+    torch.testing.assert_close(between / between[0, 0], near, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_what_a_teacher_says_pulls_the_students_answers_to_it(between: bool) -> None:
+    """With ``between``, of texts and texts too; the student has other dimensions than its teachers."""
     torch.manual_seed(0)
     unit = torch.nn.functional.normalize
-    wanted = [Answers(unit(torch.randn(4, 6), dim=1), unit(torch.randn(9, 6), dim=1), scale) for scale in (5.0, 20.0)]
+
+    def logits(scale: float, these: torch.Tensor, those: torch.Tensor) -> torch.Tensor:
+        return scale * unit(these) @ unit(those).T
+
+    def answers(scale: float, images: torch.Tensor, texts: torch.Tensor, text_scale: float) -> Answers:
+        return Answers(logits(scale, images, texts), logits(text_scale, texts, texts) if between else None)
+
+    wanted = [answers(scale, torch.randn(4, 6), torch.randn(9, 6), scale) for scale in (5.0, 20.0)]
     images, texts = torch.randn(4, 8, requires_grad=True), torch.randn(9, 8, requires_grad=True)
-    scale = torch.tensor(10.0)
-    # Of another dimension than the student's, and one that answers as the student does costs nothing.
-    same = Answers(unit(images, dim=1).detach(), unit(texts, dim=1).detach(), 10.0)
-    assert teaching_loss(unit(images, dim=1), unit(texts, dim=1), scale, [same]).item() == pytest.approx(0, abs=1e-6)
+
+    def loss(teachers: Sequence[Answers]) -> torch.Tensor:
+        return teaching_loss(unit(images), unit(texts), torch.tensor(10.0), torch.tensor(15.0), teachers)
+
+    same = answers(10.0, images.detach(), texts.detach(), 15.0)
+    assert loss([same]).item() == pytest.approx(0, abs=1e-6)
     optimizer = torch.optim.Adam([images, texts], lr=0.05)
     losses = []
     for _ in range(300):
-        loss = teaching_loss(unit(images, dim=1), unit(texts, dim=1), scale, wanted)
+        value = loss(wanted)
         optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        torch.autograd.backward(value)
         optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.05 * losses[0]
-    mean = torch.stack([(one.scale * one.images @ one.texts.T).softmax(dim=1) for one in wanted]).mean(dim=0)
-    answers = (10 * unit(images, dim=1) @ unit(texts, dim=1).T).softmax(dim=1)
-    torch.testing.assert_close(answers, mean, atol=0.1, rtol=0)
+        losses.append(value.item())
+    # Eight dimensions do not hold all that two teachers say of texts, too.
+    assert losses[-1] < (0.1 if between else 0.05) * losses[0]
+    mean = torch.stack([one.pictures.softmax(dim=1) for one in wanted]).mean(dim=0)
+    torch.testing.assert_close(logits(10.0, images, texts).softmax(dim=1), mean, atol=0.1, rtol=0)
+    if between:
+        near = torch.stack([one.texts[0, 1:].softmax(dim=0) for one in wanted if one.texts is not None]).mean(dim=0)
+        torch.testing.assert_close(logits(15.0, texts, texts)[0, 1:].softmax(dim=0), near, atol=0.15, rtol=0)
 
 
 def test_a_teachers_scale_is_that_of_its_doubt() -> None:
