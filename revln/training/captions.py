@@ -22,7 +22,7 @@ from revln.models.decoding import pad_left
 from revln.models.revln_family import RevlnNet
 from revln.models.tokenizer import EOS, PAD, Tokenizer
 from revln.training.pixels import Augment, View
-from revln.training.stage import Stage, rng_of
+from revln.training.stage import Stage, convolving, rng_of
 
 __all__ = [
     "CaptionData",
@@ -152,7 +152,7 @@ class DecoderTraining:
     @torch.no_grad()
     def places(self, view: View) -> Tensor:
         """(B, P, C) of the trunk, which these stages leave as it is."""
-        with torch.autocast(self.device.type, enabled=self.device.type != "cpu", dtype=torch.bfloat16):
+        with convolving(self.device):
             return self.net.image.places(self.augment(view, self.device))
 
     def stage(

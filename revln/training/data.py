@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
+import hashlib
+import json
+import lzma
 import zipfile
+import zlib
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from revln.errors import ValidationFailed
+from revln.errors import ImageError, ValidationFailed
+from revln.images import ImageLimits, decode_image
 from revln.training.formats import Example, read_examples
 
 __all__ = ["Example", "Pictures", "read_captions", "read_extra_captions"]
+
+# What a file may do when it is read and unpacked. zipfile: RuntimeError for a locked or an unknown way of packing,
+# ValueError for an impossible name.
+_UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
 def read_captions(path: Path, split: str) -> list[Example]:
@@ -43,40 +52,75 @@ def read_captions(path: Path, split: str) -> list[Example]:
 
 
 def read_extra_captions(path: Path) -> list[tuple[str, ...]]:
-    """Captions grouped by picture, in the file's order."""
+    """Captions grouped by picture, in the file's order; blank ones are passed over.
+
+    Raises:
+        ValidationFailed: the file is missing, damaged, not UTF-8 or without the columns.
+    """
     _need(path, "the extra captions")
     groups: dict[str, list[str]] = defaultdict(list)
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        if not {"image_id", "caption"} <= set(reader.fieldnames or ()):
-            raise ValidationFailed(f"{path} needs the columns image_id and caption; it has {reader.fieldnames}")
-        for row in reader:
-            if text := (row["caption"] or "").strip():
-                groups[row["image_id"]].append(text)
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            if not {"image_id", "caption"} <= set(reader.fieldnames or ()):
+                raise ValidationFailed(f"{path} needs the columns image_id and caption; it has {reader.fieldnames}")
+            for row in reader:
+                if text := (row["caption"] or "").strip():
+                    groups[row["image_id"]].append(text)
+    except UnicodeDecodeError as err:
+        raise ValidationFailed(f"{path} is not UTF-8 text ({err}); save it as UTF-8, and as .gz if it is gzip") from err
+    except (OSError, EOFError, zlib.error, csv.Error) as err:
+        raise ValidationFailed(f"{path} cannot be read ({err}); give an undamaged TSV, as .gz if it is gzip") from err
     return [tuple(texts) for texts in groups.values()]
 
 
 class Pictures:
-    """Pictures by file name, from a folder or a zip. Not for several threads at once."""
+    """Pictures by file name, from a folder or a zip, decoded as the service does. Not for several threads at once."""
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
             _need(path, "the pictures")
         self._folder = path
-        self._zip = None if path.is_dir() else zipfile.ZipFile(path)
+        try:
+            self._zip = None if path.is_dir() else zipfile.ZipFile(path)
+        except _UNREADABLE as err:
+            raise ValidationFailed(
+                f"{path} is no zip that can be read ({err}); give --images a folder, or an undamaged zip, of pictures"
+            ) from err
 
-    def identity(self) -> list[str | int]:
-        """What a cache of the pictures hangs on: the path, and when and how large the folder or the zip was."""
-        stat = self._folder.stat()
-        return [str(self._folder.resolve()), stat.st_size, stat.st_mtime_ns]
+    def identity(self, files: Sequence[str]) -> list[str | int]:
+        """What a cache of these pictures hangs on: the path, and when and how large the zip or each of the files was.
+
+        Not the folder itself: its time says nothing of a file that was replaced in place, or in a folder within.
+        """
+        if self._zip is not None:
+            stat = self._folder.stat()
+            return [str(self._folder.resolve()), stat.st_size, stat.st_mtime_ns]
+        digest = hashlib.sha256()
+        for file in files:
+            try:
+                stat = (self._folder / file).stat()
+            except (OSError, ValueError) as err:
+                raise self._unreadable(file, err) from err
+            digest.update(json.dumps([file, stat.st_size, stat.st_mtime_ns]).encode())
+        return [str(self._folder.resolve()), digest.hexdigest()]
 
     def __getitem__(self, file: str) -> Image.Image:
+        """RGB, upright and of full size.
+
+        Raises:
+            ValidationFailed: it is missing or damaged, or what the service refuses by its defaults (`ImageLimits`).
+        """
         try:
-            if self._zip is None:
-                return Image.open(self._folder / file).convert("RGB")
-            return Image.open(io.BytesIO(self._zip.read(file))).convert("RGB")
-        except (OSError, KeyError) as err:
-            raise ValidationFailed(f"the picture {file} cannot be read from {self._folder}: {err}") from err
+            data = (self._folder / file).read_bytes() if self._zip is None else self._zip.read(file)
+            return decode_image(data, ImageLimits())
+        except (*_UNREADABLE, ImageError) as err:
+            raise self._unreadable(file, err) from err
+
+    def _unreadable(self, file: str, err: Exception) -> ValidationFailed:
+        return ValidationFailed(
+            f"the picture {file} cannot be read from {self._folder}: {err} (mend it, or leave it out of the captions)"
+        )
 
 
 def _need(path: Path, what: str) -> None:

@@ -16,12 +16,13 @@ _POOLS = (4, 6, 8, 12, 16, 24, 32)
 
 def nearest_captions(
     images: npt.NDArray[np.float32], texts: npt.NDArray[np.float32], owner: Sequence[int] | None, k: int
-) -> npt.NDArray[np.int64]:
-    """(N, D) pictures, (M, D) captions → (N, k) caption numbers, best first.
+) -> list[npt.NDArray[np.int64]]:
+    """(N, D) pictures, (M, D) captions → k caption numbers for each, best first.
 
-    With ``owner`` caption m belongs to picture owner[m] and is kept from it; −1 is a picture that is not here.
+    With ``owner`` caption m belongs to picture owner[m] and is kept from it; −1 is a picture that is not here. Where
+    others have fewer than k captions there are only so many.
     """
-    out = []
+    out: list[npt.NDArray[np.int64]] = []
     of = None if owner is None else np.asarray(owner)
     for start in range(0, len(images), 512):
         scores = images[start : start + 512] @ texts.T
@@ -30,9 +31,11 @@ def nearest_captions(
             scores[of[rows] - start, rows] = -np.inf
         k = min(k, scores.shape[1])
         top = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-        order = np.take_along_axis(scores, top, axis=1).argsort(axis=1, kind="stable")[:, ::-1]
-        out.append(np.take_along_axis(top, order, axis=1))
-    return np.concatenate(out)
+        best = np.take_along_axis(scores, top, axis=1)
+        order = best.argsort(axis=1, kind="stable")[:, ::-1]
+        others = np.isfinite(best).sum(axis=1)  # a picture's own captions come last
+        out += [row[:n] for row, n in zip(np.take_along_axis(top, order, axis=1), others, strict=True)]
+    return out
 
 
 def fit(captions: Sequence[Sequence[str]], evidence: Sequence[Sequence[str]]) -> float:

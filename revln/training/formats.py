@@ -19,7 +19,7 @@ from revln.errors import ValidationFailed
 
 __all__ = ["Example", "read_examples"]
 
-_TOKEN = re.compile(r"(?P<file>[^\t]+)#\d+\t(?P<caption>.+)")
+_TOKEN = re.compile(r"(?P<file>[^\t]+)#\d+\t(?P<caption>.*\S.*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +37,18 @@ def read_examples(path: Path) -> list[Example]:
     Raises:
         ValidationFailed: it is none of the forms, or a part of it is malformed: which, is said.
     """
-    with path.open(encoding="utf-8") as file:
-        first = next((line for line in file if line.strip()), "")
     try:
+        with path.open(encoding="utf-8") as file:
+            first = next((line for line in file if line.strip()), "")
         if not first.lstrip().startswith(("{", "[")):
             return list(_token_file(path))
         if _is_line(first):
             return list(_json_lines(path))
         whole = json.loads(path.read_text(encoding="utf-8"))
         return list(_coco(path, whole) if "annotations" in whole else _karpathy(path, whole))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as err:
+    except UnicodeDecodeError as err:
+        raise ValidationFailed(f"{path} is not UTF-8 text ({err}); unpack it, or save it as UTF-8") from err
+    except (json.JSONDecodeError, RecursionError) as err:
         raise ValidationFailed(f"{path} is neither JSONL, JSON nor a Flickr token file: {err}") from err
 
 
@@ -66,9 +68,14 @@ def _json_lines(path: Path) -> Iterator[Example]:
                 continue
             try:
                 row = json.loads(line)
-                yield Example(row["file"], tuple(str(text) for text in row["captions"]), row["split"])
+                name, texts, split = row["file"], row["captions"], row["split"]
             except (ValueError, KeyError, TypeError) as err:
                 raise ValidationFailed(f"{path}, line {number}: needs file, split and captions ({err!r})") from err
+            place = f"{path}, line {number}"
+            if not isinstance(texts, list):
+                raise ValidationFailed(f"{place}: captions must be a list of texts, not {texts!r:.60}")
+            captions = tuple(_text(text, place, f"captions[{i}]") for i, text in enumerate(texts))
+            yield Example(_text(name, place, "file"), captions, _text(split, place, "split"))
 
 
 def _token_file(path: Path) -> Iterator[Example]:
@@ -87,30 +94,40 @@ def _token_file(path: Path) -> Iterator[Example]:
 
 def _karpathy(path: Path, whole: Any) -> Iterator[Example]:
     for number, image in enumerate(_list(path, whole, "images")):
+        place = f"{path}, images[{number}]"
         try:
-            folder, name, split = image.get("filepath", ""), image["filename"], image["split"]
-            texts = tuple(str(sentence["raw"]) for sentence in image["sentences"])
+            folder, name, split = image.get("filepath"), image["filename"], image["split"]
+            texts = [sentence["raw"] for sentence in image["sentences"]]
         except (AttributeError, KeyError, TypeError) as err:
-            raise ValidationFailed(
-                f"{path}, images[{number}]: needs filename, split and sentences with raw ({err!r})"
-            ) from err
-        yield Example(f"{folder}/{name}" if folder else name, texts, split)
+            raise ValidationFailed(f"{place}: needs filename, split and sentences with raw ({err!r})") from err
+        captions = tuple(_text(text, place, f"sentences[{i}].raw") for i, text in enumerate(texts))
+        name = _text(name, place, "filename")
+        file = f"{_text(folder, place, 'filepath')}/{name}" if folder else name
+        yield Example(file, captions, _text(split, place, "split"))
 
 
 def _coco(path: Path, whole: Any) -> Iterator[Example]:
     captions: dict[Any, list[str]] = {}
     for number, annotation in enumerate(_list(path, whole, "annotations")):
+        place = f"{path}, annotations[{number}]"
         try:
-            captions.setdefault(annotation["image_id"], []).append(str(annotation["caption"]).strip())
+            texts, text = captions.setdefault(annotation["image_id"], []), annotation["caption"]
         except (KeyError, TypeError) as err:
-            raise ValidationFailed(f"{path}, annotations[{number}]: needs image_id and caption ({err!r})") from err
+            raise ValidationFailed(f"{place}: needs image_id and caption ({err!r})") from err
+        texts.append(_text(text, place, "caption").strip())
     for number, image in enumerate(_list(path, whole, "images")):
         try:
             name, texts = image["file_name"], captions.get(image["id"], [])
         except (KeyError, TypeError) as err:
             raise ValidationFailed(f"{path}, images[{number}]: needs id and file_name ({err!r})") from err
         if texts:
-            yield Example(name, tuple(texts))
+            yield Example(_text(name, f"{path}, images[{number}]", "file_name"), tuple(texts))
+
+
+def _text(value: Any, place: str, name: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValidationFailed(f"{place}: {name} must be text that is not blank, not {value!r:.60}")
+    return value
 
 
 def _list(path: Path, whole: Any, name: str) -> list[Any]:

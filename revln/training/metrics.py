@@ -23,8 +23,11 @@ _SIGMA = 6.0
 
 
 def tokenize(text: str) -> Words:
-    """Lower case, words and numbers, no punctuation: the PTB tokenizer's result on all but rare captions."""
-    return re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)*|'[a-z]+", text.lower())
+    """Lower case, words and numbers of any script, no punctuation: the PTB tokenizer's result on all but rare captions.
+
+    What is written without spaces is one word, as it is there.
+    """
+    return re.findall(r"[^\W_]+(?:-[^\W_]+)*|'[^\W\d_]+", text.lower())
 
 
 def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:

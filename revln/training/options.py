@@ -25,7 +25,7 @@ class TrainOptions:
     extra_captions: Path | None = None
     cache: Path | None = None  # None: <out>/state
     config: Path | None = None  # a JSON file of RevlnConfig's settings; None: the defaults
-    license: str = "not stated by whoever trained it"
+    license: str | None = None  # None: as the model or the settings to go on from say
     seed: int = 0
     learning_rate: float = 1.0  # factor on every stage's rates
     text_epochs: int = 6

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -35,19 +36,23 @@ def may_be_mirrored(captions: Sequence[str]) -> bool:
 def cache_pixels(files: Sequence[str], pictures: Pictures, size: int, cache: Path) -> npt.NDArray[np.uint8]:
     """(N, 3, S, S) uint8, memory-mapped: what the served model's ``prepare`` makes of each picture.
 
-    The file is named after what it hangs on; one that was cut short is made anew.
+    The file is named after what it hangs on; one that was cut short is made anew. Runs may share the folder.
     """
-    name = hashlib.sha256(json.dumps([pictures.identity(), size, list(files)]).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps([pictures.identity(files), size, list(files)]).encode()).hexdigest()[:16]
     path = cache / f"pixels-{name}.npy"
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
-        out = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(files), 3, size, size))
-        for i, file in enumerate(tqdm(files, desc="pictures", unit="picture")):
-            out[i] = pixels(pictures[file], size).numpy()
-        out.flush()
-        # Renamed only when whole: a run that was killed leaves a .part, never a cache with zeros in it.
-        partial.replace(path)
+        # A name of its own: a second run at the same time would empty the first one's file while it is written.
+        partial = path.with_suffix(f".{uuid4().hex}.part")
+        try:
+            out = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(files), 3, size, size))
+            for i, file in enumerate(tqdm(files, desc="pictures", unit="picture")):
+                out[i] = pixels(pictures[file], size).numpy()
+            out.flush()
+            # Renamed only when whole: a run that was killed leaves a .part, never a cache with zeros in it.
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     return cast("npt.NDArray[np.uint8]", np.load(path, mmap_mode="r"))
 
 

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from revln.errors import ValidationFailed
+from revln.training.files import replace_file
+
 __all__ = ["Progress"]
 
 # Of the average: the last hundred steps or so, fewer at the start, where weights a hundred steps old are of no use.
@@ -31,7 +34,7 @@ class Progress:
         modules: Mapping[str, nn.Module],
         factor: Callable[[int], float],
     ) -> None:
-        self._path, self._modules = path, modules
+        self._path, self._modules, self._told = path, modules, dict[str, str]()
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.98))
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self._averages = {name: AveragedModel(module, multi_avg_fn=_average) for name, module in modules.items()}
@@ -76,6 +79,7 @@ class Progress:
     def save(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         state = {
+            "told": self._told,
             "epoch": self.epoch,
             "step": self.step,
             "done": self.done,
@@ -88,16 +92,24 @@ class Progress:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self._scheduler.state_dict(),
         }
-        partial = self._path.with_suffix(".part")
-        torch.save(state, partial)
-        partial.replace(self._path)
+        replace_file(self._path, lambda partial: torch.save(state, partial))
 
-    def restore(self) -> None:
-        """Take up what `save` left, if it did."""
+    def restore(self, told: Mapping[str, str]) -> None:
+        """Take up what `save` left, if it did. ``told``: options and their values, all that a state hangs on.
+
+        Raises:
+            ValidationFailed: it was saved under others.
+        """
+        self._told = dict(told)
         if not self._path.is_file():
             return
         device = next(iter(next(iter(self._modules.values())).parameters())).device
         state = torch.load(self._path, map_location=device, weights_only=True)
+        before = state.get("told", {})
+        for option in sorted(told.keys() | before.keys()):
+            was, now = (values.get(option, "not given") for values in (before, told))
+            if was != now:
+                raise ValidationFailed(f"{self._path} is of a run with {option} {was}, not {now}; name another --out")
         for name in ("epoch", "step", "done", "since_best"):
             setattr(self, name, state[name])
         self._losses, self._best_figure, self._best = state["losses"], state["best_figure"], state["best"]

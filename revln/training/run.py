@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -17,10 +21,11 @@ from safetensors.torch import load_file
 from revln.errors import ValidationFailed
 from revln.models.image_cnn import load_backbone
 from revln.models.memory import keep_freed_memory
-from revln.models.registry import load_folder
-from revln.models.revln_card import TOKENIZER_FILE, RevlnConfig
+from revln.models.registry import ModelCatalog, load_folder
+from revln.models.revln_card import TOKENIZER_FILE, WEIGHTS_FILE, RevlnConfig
 from revln.models.revln_family import RevlnNet, load
 from revln.models.tokenizer import Tokenizer, train_tokenizer
+from revln.settings import ModelSettings
 from revln.training.calibrate import evidence_threshold, match_thresholds
 from revln.training.captions import CaptionData, DecoderTraining, Prompter, Retrieved, caption_stage, language_stage
 from revln.training.contrast import dev_recall, embed_images, embed_texts
@@ -34,9 +39,11 @@ from revln.training.options import TrainOptions
 from revln.training.pixels import Augment, cache_pixels, may_be_mirrored
 from revln.training.self_critical import self_critical_stage
 from revln.training.stage import Schedule, run_stage
-from revln.training.teacher import Teacher, teacher_of
+from revln.training.teacher import Teacher, check_teacher, teacher_of
 
 __all__ = ["train"]
+
+log = logging.getLogger(__name__)
 
 # Captions longer than this are rare and slow every batch that holds one.
 _TRAIN_TOKENS = 32
@@ -92,9 +99,13 @@ class _Training:
             self.tokenizer = self._tokenizer()
             self.config = replace(_config(options), vocab_size=self.tokenizer.size)
             self.net = RevlnNet(self.config)
-        self.config = replace(self.config, license=options.license)
+        if options.license is not None:
+            self.config = replace(self.config, license=options.license)
         if options.backbone:
             _load_backbone(self.net, options)
+        self.pictures = Pictures(options.images)
+        for folder in options.teachers:
+            check_teacher(ModelCatalog({folder.name: ModelSettings(source=str(folder))}).describe(folder.name))
         self.net.to(self.device)
         self.net.image.to(memory_format=torch.channels_last)
         deadline = time.monotonic() + (options.time_limit_s or math.inf)
@@ -107,15 +118,16 @@ class _Training:
             options.patience,
             deadline,
             options.learning_rate,
+            _told(options),
         )
         self.curves = Curves(options.out)
         self.prompter = Prompter(self.tokenizer, self.config.max_evidence, self.config.evidence_tokens)
 
     def run(self) -> None:
         self._language()
-        pictures, cache = Pictures(self.options.images), self.options.cache or self.state
+        folder = self.options.cache or self.state
         self.images, self.dev_images = (
-            cache_pixels([example.file for example in part], pictures, self.config.image_size, cache)
+            cache_pixels([example.file for example in part], self.pictures, self.config.image_size, folder)
             for part in (self.train, self.dev)
         )
         self.mirror = np.array([may_be_mirrored(example.captions) for example in self.train])
@@ -132,10 +144,12 @@ class _Training:
         options = self.options
         if not self.extra or options.init:
             return
-        groups = [self._ids(group) for group in self.extra]
-        # Four times the batch: a text costs a tenth of a picture, and negatives are what the stage lives on.
-        stage = text_stage(self.net.text, groups, options.text_epochs, 4 * options.batch, options.seed, self.device)
-        run_stage(stage, self.schedule, self.curves)
+        if pairs := [self._ids(group) for group in self.extra if len(group) > 1]:
+            # Four times the batch: a text costs a tenth of a picture, and negatives are what the stage lives on.
+            stage = text_stage(self.net.text, pairs, options.text_epochs, 4 * options.batch, options.seed, self.device)
+            run_stage(stage, self.schedule, self.curves)
+        else:
+            log.warning("no stage text: no picture of %s has two captions", options.extra_captions)
         stage = language_stage(
             self.net.captioner, self.extra, self.prompter, options.language_epochs, options.batch, options.seed
         )
@@ -154,6 +168,7 @@ class _Training:
             self.mirror,
             [self._told(example.captions) for example in self.train],
             [self._told(group) for group in self.extra],
+            self.tokenizer,
             self.tokenizer.prompt((), self.config.evidence_tokens),
         )
         stage = joint_stage(
@@ -172,17 +187,18 @@ class _Training:
             ),
             validate,
             self.device,
-            self._teachers() if options.joint_epochs else (),
+            cache(self._teachers),  # loaded when the first step asks
         )
         run_stage(stage, self.schedule, self.curves)
 
     def _teachers(self) -> Sequence[Teacher]:
-        pictures = Pictures(self.options.images)
         models = [load_folder(folder, str(self.device), "auto") for folder in self.options.teachers]
-        return [teacher_of(model, self.dev, pictures) for model in models]
+        return [teacher_of(model, self.dev, self.pictures) for model in models]
 
     def _captions(self, space: _Space) -> None:
         options = self.options
+        if not options.caption_epochs and not options.self_critical_epochs:
+            return
         data, dev = self._evidence(space)
         training = DecoderTraining(
             self.net,
@@ -263,6 +279,34 @@ class _Training:
 
     def _export(self) -> None:
         export(self.options.out, self.config, self.net, self.tokenizer, self.options)
+
+
+# What a state hangs on as it is: the epochs are each stage's own, the files are read.
+_TOLD = (
+    "split_train", "split_dev", "teaching", "seed", "learning_rate", "batch", "train_size", "least_area",
+    "colour", "word_dropout", "freeze", "hardest", "captioning", "extra_evidence", "bf16",
+)  # fmt: skip
+_READ = ("data", "data_dev", "extra_captions", "backbone", "config")
+
+
+def _told(options: TrainOptions) -> dict[str, str]:
+    """By the names on the command line, what makes a run another one; of files, what is in them."""
+    told = {name: str(getattr(options, name)) for name in _TOLD}
+    told["teacher"] = ", ".join(map(str, options.teachers)) or "not given"
+    for name in _READ:
+        path: Path | None = getattr(options, name)
+        told[name] = "not given" if path is None else _digest(path)
+    told["init"] = "not given" if options.init is None else _digest(options.init / WEIGHTS_FILE)
+    return {f"--{name.replace('_', '-')}": value for name, value in told.items()}
+
+
+def _digest(path: Path) -> str:
+    """A file by what is in it; its name may change."""
+    try:
+        with path.open("rb") as file:
+            return f"of sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
+    except OSError as err:
+        raise ValidationFailed(f"{path} cannot be read: {err.strerror}") from err
 
 
 def _device(name: str) -> str:

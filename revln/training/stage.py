@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,10 +24,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from revln.errors import ValidationFailed
 from revln.training.curves import Curves
 from revln.training.progress import Progress
 
-__all__ = ["Schedule", "Stage", "rng_of", "rows_of", "run_stage"]
+__all__ = ["Schedule", "Stage", "convolving", "rng_of", "rows_of", "run_stage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Schedule:
     patience: int  # epochs without a better figure after which a stage ends
     deadline: float  # time.monotonic() after which no further step begins
     learning_rate: float = 1.0  # factor on what the stages ask for
+    told: Mapping[str, str] = field(default_factory=dict)  # options that a saved state hangs on
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +83,13 @@ def run_stage(stage: Stage, schedule: Schedule, curves: Curves) -> None:
     """Train to the last epoch, to patience's end, or to the deadline; leave the best averaged weights in the modules.
 
     A finished stage is loaded, not run again. When the deadline cuts it, the weights are the best so far.
+
+    Raises:
+        ValidationFailed: what was saved is of a run that was told otherwise, or the loss is no number any more.
     """
     groups = [{**group, "lr": group["lr"] * schedule.learning_rate} for group in stage.groups]
     progress = Progress(schedule.state / f"{stage.name}.pt", groups, stage.modules, _factor(stage))
-    progress.restore()
+    progress.restore({**schedule.told, "epochs": str(stage.epochs)})
     while not progress.done and progress.epoch < stage.epochs and time.monotonic() < schedule.deadline:
         started = time.monotonic()
         if not _run_epoch(stage, schedule, progress):
@@ -109,10 +115,16 @@ def _run_epoch(stage: Stage, schedule: Schedule, progress: Progress) -> bool:
             torch.manual_seed(zlib.crc32(f"{schedule.seed}/{stage.name}/{epoch}/{progress.step}".encode()))
             with torch.autocast(schedule.device.type, torch.bfloat16, enabled=schedule.bf16):
                 loss = stage.loss(batch)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise ValidationFailed(
+                    f"the loss of stage {stage.name} became {value} at epoch {epoch + 1}, step {progress.step + 1}; "
+                    f"train with a smaller --learning-rate than {schedule.learning_rate:g}, in another --out"
+                )
             progress.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            progress.advance(float(loss.detach()))
+            progress.advance(value)
             bar.update()
             bar.set_postfix(loss=f"{progress.mean_loss():.3f}")
             late = time.monotonic() > schedule.deadline and progress.step < stage.steps
@@ -122,6 +134,14 @@ def _run_epoch(stage: Stage, schedule: Schedule, progress: Progress) -> bool:
             if late:
                 return False
     return True
+
+
+def convolving(device: torch.device) -> AbstractContextManager[Any]:
+    """Around a pass of the trunk: in bfloat16 if the stage is, but never on a CPU.
+
+    Measured on an AVX512-BF16 CPU: the GRU's pass takes half the time in bfloat16, the convolutions' 1.5 times.
+    """
+    return torch.autocast("cpu", enabled=False) if device.type == "cpu" else nullcontext()
 
 
 def _ahead(stage: Stage, epoch: int, first: int) -> Iterator[Any]:

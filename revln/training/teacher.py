@@ -22,11 +22,21 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from revln.errors import ValidationFailed
-from revln.models.base import Model, Operation
+from revln.models.base import Model, ModelInfo, Operation
 from revln.training.data import Example, Pictures
 from revln.training.evaluate import EMBEDS, run_model
 
-__all__ = ["Answers", "Asked", "Reader", "Seer", "Teacher", "fitted_scale", "teacher_of", "teaching_loss"]
+__all__ = [
+    "Answers",
+    "Asked",
+    "Reader",
+    "Seer",
+    "Teacher",
+    "check_teacher",
+    "fitted_scale",
+    "teacher_of",
+    "teaching_loss",
+]
 
 _MOST_SCALE = 500.0
 
@@ -109,17 +119,14 @@ class Reader:
 
 
 def teacher_of(model: Model, dev: Sequence[Example], pictures: Pictures) -> Teacher:
-    """Any model that embeds texts; ``dev`` sets how sure it may be.
+    """Any model that passes `check_teacher`; ``dev`` sets how sure it may be. Raises as `Reader` does."""
+    return Seer(model, dev, pictures) if set(model.info.operations) >= EMBEDS else Reader(model, dev)
 
-    Raises:
-        ValidationFailed: it does not, or ``dev`` cannot set that.
-    """
-    operations = set(model.info.operations)
-    if operations >= EMBEDS:
-        return Seer(model, dev, pictures)
-    if Operation.EMBED_TEXT in operations:
-        return Reader(model, dev)
-    raise ValidationFailed(f"{model.info.name} does not embed texts, so it cannot be a --teacher")
+
+def check_teacher(info: ModelInfo) -> None:
+    """Raises ValidationFailed if it does not embed texts."""
+    if Operation.EMBED_TEXT not in info.operations:
+        raise ValidationFailed(f"{info.name} does not embed texts, so it cannot be a --teacher")
 
 
 def fitted_scale(images: Tensor, texts: Tensor) -> float:

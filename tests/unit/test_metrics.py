@@ -41,6 +41,12 @@ def test_tokens_are_lower_case_words_without_punctuation() -> None:
     assert tokenize("A dog's two-tone ball, thrown .") == ["a", "dog", "'s", "two-tone", "ball", "thrown"]
 
 
+def test_tokens_are_words_of_any_script() -> None:
+    assert tokenize("Ein Mädchen läuft, 2 Hunde_auch .") == ["ein", "mädchen", "läuft", "2", "hunde", "auch"]
+    assert tokenize("\u72d7\u5728\u8dd1\u3002") == ["\u72d7\u5728\u8dd1"]
+    assert tokenize("l'été") == ["l", "'été"]
+
+
 def test_recall_counts_the_best_caption_and_ties_against_the_answer() -> None:
     images = np.eye(3, dtype=np.float32)
     texts = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]], dtype=np.float32)

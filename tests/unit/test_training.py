@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import math
+import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +29,7 @@ from revln.cli.average import average
 from revln.cli.evaluate import evaluate
 from revln.cli.train import train
 from revln.errors import ValidationFailed
+from revln.images import ImageLimits, decode_image
 from revln.models.base import Operation
 from revln.models.captioner import Captioner
 from revln.models.registry import load_folder
@@ -31,6 +39,7 @@ from revln.models.tokenizer import BOS, EOS, PAD, train_tokenizer
 from revln.training.calibrate import evidence_threshold, match_thresholds
 from revln.training.captions import Prompter, caption_loss
 from revln.training.contrast import contrastive_loss
+from revln.training.curves import Curves
 from revln.training.data import Example, Pictures, read_captions, read_extra_captions
 from revln.training.evaluate import run_model
 from revln.training.evidence import fit, honest_pool, nearest_captions
@@ -38,7 +47,9 @@ from revln.training.joint import without_some
 from revln.training.metrics import Cider, tokenize
 from revln.training.pixels import Augment, cache_pixels, may_be_mirrored
 from revln.training.self_critical import END, Begun, advantages, log_likelihoods, sample, words
+from revln.training.stage import Schedule, Stage, rng_of, run_stage
 from revln.training.teacher import Answers, Asked, Reader, Seer, fitted_scale, teaching_loss
+from tests import pictures
 from tests.tiny_captioners import save_blip
 from tests.tiny_models import save_clip, save_sentence
 
@@ -109,6 +120,79 @@ def test_a_run_that_was_cut_goes_on_to_the_same_weights(data: Path, whole: Path,
     assert weights(tmp_path) != weights(whole)
     run(data, tmp_path, 2)
     assert weights(tmp_path) == weights(whole)
+
+
+def _line(folder: Path, epochs: int, deadline: float = math.inf, poison: tuple[int, int] | None = None) -> torch.Tensor:
+    """A stage of four steps an epoch that fits a line through random points; the weights that it leaves."""
+    torch.manual_seed(0)
+    line = torch.nn.Linear(3, 1)
+
+    def batch(epoch: int, step: int) -> torch.Tensor:
+        points = torch.from_numpy(rng_of(epoch, step).normal(size=(8, 3))).float()
+        return points * torch.nan if (epoch, step) == poison else points
+
+    def loss(points: torch.Tensor) -> torch.Tensor:
+        return ((line(points) - points.sum(dim=1, keepdim=True)) ** 2).mean()
+
+    groups = [{"params": list(line.parameters()), "lr": 0.1}]
+    folder.mkdir(exist_ok=True)
+    schedule = Schedule(0, torch.device("cpu"), False, folder, math.inf, 5, deadline)
+    run_stage(Stage("line", epochs, 4, groups, {"line": line}, batch, loss), schedule, Curves(folder))
+    return line.weight.detach().clone()
+
+
+def test_a_stage_that_its_deadline_cuts_within_an_epoch_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _line(tmp_path / "whole", 3)
+    with monkeypatch.context() as patch:
+        clock = count()
+        patch.setattr("revln.training.stage.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+        cut = _line(tmp_path / "cut", 3, deadline=15.0)
+    saved = torch.load(tmp_path / "cut/line.pt", weights_only=True)
+    assert saved["epoch"] > 0
+    assert 0 < saved["step"] < 4
+    assert not torch.equal(cut, whole)
+    assert torch.equal(_line(tmp_path / "cut", 3), whole)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_costs_nothing_of_what_was_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValidationFailed, match="stage line became nan at epoch 2, step 3; train with a smaller"):
+        _line(tmp_path, 3, poison=(1, 2))
+    saved = torch.load(tmp_path / "line.pt", weights_only=True)
+    assert saved["epoch"] == 1
+    assert all(tensor.isfinite().all() for tensor in saved["best"]["line"].values())
+
+
+def test_a_folder_of_another_run_is_refused_and_not_mixed_with_it(data: Path, whole: Path, tmp_path: Path) -> None:
+    for epochs, options, said in (
+        (2, ["--seed", "7"], "with --seed 0, not 7; name another --out"),
+        (3, [], "text.pt is of a run with epochs 2, not 3"),
+        (2, ["--teacher", str(whole)], f"with --teacher not given, not {whole}"),
+    ):
+        result = CliRunner().invoke(train, arguments(data, whole, epochs, *options))
+        assert result.exit_code == 1
+        assert said in result.output
+    other = tmp_path / "captions.jsonl"
+    other.write_text((data / "captions.jsonl").read_text().replace("a red square", "a big red square"))
+    result = CliRunner().invoke(train, [*arguments(data, whole, 2), "--data", str(other)])
+    assert re.search(r"with --data of sha256 \w{12}, not of sha256 \w{12};", result.output)
+    moved = tmp_path / "moved.jsonl"
+    shutil.copy(data / "captions.jsonl", moved)
+    before = weights(whole)
+    assert CliRunner().invoke(train, [*arguments(data, whole, 2), "--data", str(moved)]).exit_code == 0
+    assert weights(whole) == before
+
+
+def test_extra_captions_without_pairs_teach_the_decoder_only(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = "\n".join(f"{i}\tcaption number {i}" for i in range(8))
+    (tmp_path / "extra.tsv").write_text("image_id\tcaption\n" + rows + "\n")
+    run(data, tmp_path / "out", 1, "--extra-captions", str(tmp_path / "extra.tsv"))
+    stages = [line.split(",")[0] for line in (tmp_path / "out/curves.csv").read_text().splitlines()]
+    assert stages == ["stage", "language", "joint", "caption", "self-critical"]
+    assert "has two captions" in caplog.text
 
 
 @pytest.mark.parametrize("stage", ["joint", "self-critical"])
@@ -420,11 +504,50 @@ def test_every_form_of_captions_gives_the_same_examples(tmp_path: Path, name: st
     ('{"images": [], "annotations": [{"caption": "x"}]}', r"annotations\[0\]: needs"),
     ('{"images":\n[1', "neither JSONL"),
     ('{"file": "a", "split": "train", "captions": []}', "a has no captions"),
+    ('\n{"file": "a", "split": "train", "captions": "a dog"}', "line 2: captions must be a list of texts, not 'a dog'"),
+    ('{"file": "a", "split": "train", "captions": ["x", " "]}', r"line 1: captions\[1\] must be text .* not ' '"),
+    ('{"file": "a", "split": "train", "captions": [3]}', r"line 1: captions\[0\] must be text .* not 3"),
+    ('{"file": 3, "split": "train", "captions": ["x"]}', "line 1: file must be text that is not blank, not 3"),
+    ('{"file": "a", "split": null, "captions": ["x"]}', "line 1: split must be text that is not blank, not None"),
+    ("a.jpg#0\ta dog\na.jpg#1\t \n", "line 2: needs 'file#number"),
+    ('{"images": [{"filename": "a", "split": null, "sentences": []}]}', r"images\[0\]: split must be text .* not None"),
+    ('{"images": [{"filename": "a", "split": "val", "sentences": [{"raw": ""}]}]}', r"sentences\[0\]\.raw must be"),
+    ('{"images": [], "annotations": [{"image_id": 1, "caption": null}]}', r"annotations\[0\]: caption must be text"),
+    ('{"images": [{"id": 1, "file_name": 3}], "annotations": [{"image_id": 1, "caption": "x"}]}',
+     r"images\[0\]: file_name must be text"),
 ])  # fmt: skip
 def test_malformed_captions_are_named_by_their_place(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "x").write_text(text)
     with pytest.raises(ValidationFailed, match=said):
         read_captions(tmp_path / "x", "train")
+
+
+def test_captions_that_are_no_utf8_text_are_named(tmp_path: Path) -> None:
+    packed, latin = tmp_path / "captions.jsonl.gz", tmp_path / "captions.jsonl"
+    packed.write_bytes(gzip.compress(b'{"file": "a", "split": "train", "captions": ["x"]}\n'))
+    line = '{"file": "a", "split": "train", "captions": ["CAPTION"]}\n'
+    # The second fault lies beyond what is read to see which form it is.
+    latin.write_bytes((line * 9999 + line.replace("CAPTION", "ein Mädchen")).encode("latin-1"))
+    for path in (packed, latin):
+        with pytest.raises(ValidationFailed, match=rf"{re.escape(str(path))} is not UTF-8 text .*; unpack it, or save"):
+            read_captions(path, "train")
+
+
+def test_extra_captions_that_are_damaged_or_no_utf8_text_are_named(tmp_path: Path) -> None:
+    whole = "image_id\tcaption\n" + "".join(f"{i}\tein Mädchen {i}\n" for i in range(99))
+    packed = gzip.compress(whole.encode())
+    for name, content, said in (
+        ("a.tsv", whole.encode("latin-1"), "is not UTF-8 text"),
+        ("b.tsv", packed, "is not UTF-8 text"),
+        ("c.tsv.gz", gzip.compress(whole.encode("latin-1")), "is not UTF-8 text"),
+        ("d.tsv.gz", packed[:-40], "cannot be read .*; give an undamaged TSV"),
+        ("e.tsv.gz", packed[:40] + b"\xff" * 9 + packed[49:], "cannot be read"),
+        ("f.tsv.gz", whole.encode(), "cannot be read .*as .gz if it is gzip"),
+        ("g.tsv", b"image_id\tcaption\n1\t" + b"x" * 200_000, "cannot be read"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValidationFailed, match=f"{re.escape(str(tmp_path / name))} {said}"):
+            read_extra_captions(tmp_path / name)
 
 
 def test_captions_without_splits_need_a_file_for_dev(data: Path, tmp_path: Path) -> None:
@@ -480,6 +603,89 @@ def test_decoded_pictures_are_what_the_served_model_prepares(data: Path, tmp_pat
     assert (cached[0] == np.array([255, 0, 0], dtype=np.uint8)[:, None, None]).all()
     assert np.array_equal(cached, cache_pixels(files, Pictures(data), 16, tmp_path))
     assert len(list(tmp_path.glob("pixels-*.npy"))) == 1
+
+
+def test_pictures_are_decoded_as_the_service_does_from_a_folder_and_from_a_zip(tmp_path: Path) -> None:
+    made = {
+        "turned.jpg": pictures.rotated_jpeg(6),
+        "clear.png": pictures.transparent_png(),
+        "deep.png": pictures.gray16_png(),
+    }
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as packed:
+        for name, content in made.items():
+            (tmp_path / name).write_bytes(content)
+            packed.writestr(name, content)
+    for source in (Pictures(tmp_path), Pictures(tmp_path / "all.zip")):
+        for name, content in made.items():
+            assert source[name].tobytes() == decode_image(content, ImageLimits()).tobytes()
+        assert source["turned.jpg"].size == (64, 48)
+
+
+def test_pictures_that_cannot_be_read_are_named_with_the_way_out(tmp_path: Path) -> None:
+    bad = {
+        "bomb.png": (pictures.bomb_png(), "144,000,000 pixels; the limit is 40,000,000"),
+        "cut.jpg": (pictures.truncated_jpeg(), "cannot be decoded"),
+        "a.tiff": (pictures.tiff(), "revln reads JPEG, PNG"),
+    }
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as packed:
+        for name, (content, _) in bad.items():
+            (tmp_path / name).write_bytes(content)
+            packed.writestr(name, content)
+        packed.writestr("rot.png", pictures.png())
+    damaged = (tmp_path / "all.zip").read_bytes().replace(pictures.png(), pictures.png()[:-1] + b"x")
+    (tmp_path / "all.zip").write_bytes(damaged)
+    bad |= {"none.png": (b"", "none.png"), "rot.png": (b"", "rot.png"), "\0.png": (b"", "")}
+    for folder in (tmp_path, tmp_path / "all.zip"):
+        for name, (_, said) in bad.items():
+            place = re.escape(f"{name} cannot be read from {folder}: ")
+            with pytest.raises(ValidationFailed, match=f"{place}.*{said}"):
+                Pictures(folder)[name]
+        with pytest.raises(ValidationFailed, match="leave it out of the captions"):
+            Pictures(folder)["none.png"]
+
+
+def test_images_that_are_neither_folder_nor_zip_are_named_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "images.tar").write_bytes(b"no zip" * 99)
+    with pytest.raises(ValidationFailed, match=r"images.tar is no zip .*; give --images a folder, or an undamaged zip"):
+        Pictures(tmp_path / "images.tar")
+
+
+def test_a_picture_that_was_replaced_in_place_is_decoded_anew(tmp_path: Path) -> None:
+    file = tmp_path / "pictures/in/a.png"
+    file.parent.mkdir(parents=True)
+    source = Pictures(tmp_path / "pictures")
+    for second, (colour, pixel) in enumerate({"red": [255, 0, 0], "blue": [0, 0, 255]}.items()):
+        Image.new("RGB", (8, 8), colour).save(file)
+        os.utime(file, (second, second))  # a file system's clock may be too coarse to tell the two apart
+        assert cache_pixels(["in/a.png"], source, 8, tmp_path)[0, :, 0, 0].tolist() == pixel
+    with pytest.raises(ValidationFailed, match=r"in/b\.png cannot be read"):
+        cache_pixels(["in/b.png"], source, 8, tmp_path)
+
+
+def test_two_runs_that_decode_into_one_folder_at_once_both_get_whole_pictures(data: Path, tmp_path: Path) -> None:
+    files = [f"{i}.png" for i in range(len(COLOURS))]
+
+    class Meanwhile(Pictures):
+        """Half way through the pictures, another run decodes the same ones."""
+
+        def __getitem__(self, file: str) -> Image.Image:
+            if file == files[4]:
+                cache_pixels(files, Pictures(data), 16, tmp_path)
+            return super().__getitem__(file)
+
+    mine = cache_pixels(files, Meanwhile(data), 16, tmp_path)
+    assert np.array_equal(mine, cache_pixels(files, Pictures(data), 16, tmp_path / "alone"))
+    assert [path.suffix for path in tmp_path.iterdir() if path.is_file()] == [".npy"]
+
+
+def test_a_decoding_that_fails_leaves_no_file(data: Path, tmp_path: Path) -> None:
+    class Failing(Pictures):
+        def __getitem__(self, file: str) -> Image.Image:
+            raise ValidationFailed(f"the picture {file} cannot be read")
+
+    with pytest.raises(ValidationFailed, match=r"0\.png"):
+        cache_pixels(["0.png"], Failing(data), 16, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_sample_is_rewarded_for_beating_the_other_samples_of_its_picture() -> None:
@@ -582,10 +788,14 @@ def test_a_pictures_own_captions_are_never_its_evidence() -> None:
     images = rng.normal(size=(6, 4)).astype(np.float32)
     owner = [i for i in range(6) for _ in range(3)]
     near = nearest_captions(images, images[owner], owner, 5)
-    assert near.shape == (6, 5)
-    assert all(owner[j] != i for i, row in enumerate(near) for j in row)
-    scores = np.take_along_axis(images @ images[owner].T, near, axis=1)
-    assert (np.diff(scores, axis=1) <= 1e-6).all()
+    assert [len(row) for row in near] == [5] * 6
+    # Of more than there are of others, all of the others.
+    most = nearest_captions(images, images[owner], owner, 99)
+    assert [len(row) for row in most] == [15] * 6
+    for rows in (near, most):
+        assert all(owner[j] != i for i, row in enumerate(rows) for j in row)
+        for image, row in zip(images, rows, strict=True):
+            assert (np.diff(images[owner][row] @ image) <= 1e-6).all()
 
 
 def test_prompts_drop_their_evidence_now_and_then() -> None:
