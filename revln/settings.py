@@ -33,6 +33,8 @@ class ModelSettings(BaseModel):
     revision: str | None = None  # of a hub id: a branch, a tag, or best a commit; None: main as it is now
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")  # auto: REVLN_DEVICE
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "float32"  # auto: half as wide on a GPU
+    # Least cosine of a retrieved caption that may be evidence; None: what the checkpoint says, which only revln's do.
+    evidence_min_score: float | None = Field(None, ge=-1, le=1)
 
 
 class Settings(BaseModel):
@@ -126,8 +128,8 @@ class Settings(BaseModel):
     # Models
     models: dict[str, ModelSettings] = Field(
         default_factory=dict,
-        description='JSON, name → {"source", "family", "revision", "device", "dtype"}; see models.md. '
-        "revln-tiny is always there.",
+        description='JSON, name → {"source", "family", "revision", "device", "dtype", "evidence_min_score"}; see '
+        "models.md. revln-tiny is always there.",
     )
     default_model: str = Field("revln-tiny", description="The model of a job that names none.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models run. auto: cuda if it works.")
@@ -300,4 +302,7 @@ def _listed(value: str) -> list[str]:
 
 
 def _env_name(location: tuple[int | str, ...]) -> str:
-    return ENV_PREFIX + str(location[0]).upper() if location else "settings"
+    """The variable, and the place in its JSON."""
+    if not location:
+        return "settings"
+    return ", ".join([ENV_PREFIX + str(location[0]).upper(), *filter(None, [".".join(map(str, location[1:]))])])

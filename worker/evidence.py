@@ -60,7 +60,7 @@ def _retriever(context: Context, captioner: LoadedModel, collection: Collection)
 
 
 def _limit(context: Context, retriever: ModelInfo) -> float | None:
-    """The request's, else what was calibrated for the model that retrieves."""
+    """The request's, else that of the model that retrieves: what its operator said, or what was calibrated for it."""
     asked = context.input.get("evidence_min_score")
     return retriever.evidence_min_score if asked is None else float(asked)
 

@@ -3,57 +3,133 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import click
 
-from revln.errors import ModelUnavailable, RevlnError
-from revln.models.registry import load_folder
+from revln.errors import ModelUnavailable, RevlnError, ValidationFailed
+from revln.models.base import Model
+from revln.models.families import AUTO, weights_only
+from revln.models.registry import ModelCatalog
+from revln.models.sources import fetch
+from revln.settings import ModelSettings, Settings
 
-__all__ = ["evaluate", "model_folder"]
+__all__ = ["device_of", "evaluate", "model_folder"]
 
 _DATA = Path("../shared/data/flickr8k")
 _FILE = click.Path(path_type=Path)
 
 
 @click.command("eval")
-@click.option("--model", default="revln-tiny", show_default=True, help="name of a shipped model, or a folder")
+@click.option(
+    "--model",
+    metavar="NAME|DIR",
+    default="revln-tiny",
+    show_default=True,
+    help="revln-tiny, a name of REVLN_MODELS, or a folder",
+)
 @click.option("--data", type=_FILE, default=_DATA / "captions.jsonl", show_default=True, help="captions.jsonl")
 @click.option("--images", type=_FILE, default=_DATA / "images.zip", show_default=True, help="folder or zip of pictures")
 @click.option("--split", default="dev", show_default=True)
 @click.option("--store", type=_FILE, help="captions.jsonl to retrieve evidence from; without it, no retrieval")
-@click.option("--retriever", help="model that finds the evidence, if not the evaluated one: a name or a folder")
+@click.option("--retriever", metavar="NAME|DIR", help="model that finds the evidence, if not the evaluated one")
 @click.option("--store-split", default="train", show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), help="only the first N pictures (recall is easier among fewer)")
 @click.option("--captions/--no-captions", default=True, show_default=True, help="caption scores too")
-@click.option("--num-beams", default=3, show_default=True)
-@click.option("--examples", default=0, help="add N captions, evenly spaced over the split, to the report")
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
+@click.option("--num-beams", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option(
+    "--examples",
+    type=click.IntRange(min=0),
+    default=0,
+    help="add N captions, evenly spaced over the split, to the report",
+)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1; auto: a GPU if there is one")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="default: what REVLN_MODELS says of the name, else float32",
+)
 @click.option("--json", "compact", is_flag=True, help="the object on one line")
-def evaluate(model: str, retriever: str | None, device: str, dtype: str, compact: bool, **options: Any) -> None:
+def evaluate(model: str, retriever: str | None, device: str, dtype: str | None, compact: bool, **options: Any) -> None:
     """Print one JSON object: n_images, i2t, t2i, caption, caption_no_retrieval, seconds."""
     try:
         from revln.training.evaluate import EvalOptions
         from revln.training.evaluate import evaluate as run
 
-        finder = load_folder(model_folder(retriever), device, dtype) if retriever is not None else None
-        report = run(load_folder(model_folder(model), device, dtype), EvalOptions(**options), finder)
+        where = device_of(device)
+        finder = _load(retriever, where, dtype) if retriever is not None else None
+        measured = _load(model, where, dtype)
+        report = run(measured, EvalOptions(**options), finder)
     except RevlnError as err:
         raise click.ClickException(err.message) from err
+    if report["i2t"] is report["caption_no_retrieval"] is None:
+        does = ", ".join(measured.info.operations)
+        click.echo(
+            f"nothing was measured: {model} does {does}; Recall@K takes both embed_image and embed_text, and caption "
+            "scores take caption (and no --no-captions)",
+            err=True,
+        )
     click.echo(json.dumps(report, ensure_ascii=False, indent=None if compact else 2))
 
 
 def model_folder(model: str) -> Path:
-    """A folder as it stands, or a name among the shipped weights.
+    """Where the files are of what `_named` finds; a hub model is downloaded first.
+
+    Raises:
+        ModelUnavailable: there is none; or its folder alone does not say what it is.
+    """
+    _, spec = _named(model)
+    if weights_only(spec.family):
+        raise ModelUnavailable(
+            f"model '{model}' is of family {spec.family}, which only embeds pictures: nothing to go on from, to learn "
+            "from, or to take the mean of. Name one of the revln family, or a teacher that embeds texts."
+        )
+    return fetch(spec.source, spec.revision).folder
+
+
+def device_of(option: str) -> str:
+    """The device that --device names; ``auto`` is a GPU if there is one.
+
+    Raises:
+        ValidationFailed: it is none, or this machine does not have it.
+    """
+    if option == "cpu":
+        return option
+    import torch
+
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if option == AUTO:
+        return "cuda" if there else "cpu"
+    found = re.fullmatch(r"cuda(?::(\d+))?", option)
+    if found is None or int(found[1] or 0) >= there:
+        has = f"cuda:0 to cuda:{there - 1}" if there else "no CUDA device that works"
+        raise ValidationFailed(f"--device {option} is not there: this machine has {has}. Say --device cpu, or auto.")
+    return option
+
+
+def _load(model: str, device: str, dtype: str | None) -> Model:
+    """As `ModelCatalog.load`, but on this very device: REVLN_MODELS says where workers run it."""
+    name, spec = _named(model)
+    here = spec.model_copy(update={"device": AUTO, "dtype": dtype or spec.dtype})
+    return ModelCatalog({name: here}).load(name, device)
+
+
+def _named(model: str) -> tuple[str, ModelSettings]:
+    """What REVLN_MODELS or revln itself calls so, else the folder of that path.
 
     Raises:
         ModelUnavailable: it is neither.
+        SettingsError: a REVLN_* value is wrong.
     """
-    shipped = Path(__file__).resolve().parents[1] / "weights"
-    for folder in (Path(model), shipped / model):
-        if folder.is_dir():
-            return folder.resolve()
-    names = sorted(path.name for path in shipped.iterdir()) if shipped.is_dir() else []
-    raise ModelUnavailable(f"there is no model '{model}': neither a folder nor one of {names}")
+    settings = Settings.from_env()
+    catalog = ModelCatalog(settings.models, settings.default_model)
+    if model in catalog.names:
+        return model, catalog.spec(model)
+    folder = Path(model).resolve()
+    if folder.is_dir():
+        return folder.name, ModelSettings(source=str(folder))
+    raise ModelUnavailable(
+        f"there is no model '{model}': neither a name of REVLN_MODELS ({', '.join(catalog.names)}) nor a folder"
+    )

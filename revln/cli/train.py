@@ -7,13 +7,17 @@ from typing import Any
 
 import click
 
-from revln.cli.evaluate import model_folder
+from revln.cli.evaluate import device_of, model_folder
 from revln.errors import RevlnError
 
 __all__ = ["train"]
 
 _DATA = Path("../shared/data")
 _FILE = click.Path(path_type=Path)
+_COUNT = click.IntRange(min=0)
+_SOME = click.IntRange(min=1)
+_WEIGHT = click.FloatRange(min=0)
+_POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 @click.command()
@@ -60,17 +64,41 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--cache", type=_FILE, help="where the decoded pictures are kept [default: OUT/state]")
 @click.option("--config", type=_FILE, help="JSON of the networks' sizes [default: those of revln-tiny]")
-@click.option("--license", default="not stated by whoever trained it", help="terms, as GET /v1/models will show them")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--text-epochs", default=6, show_default=True, help="passes of the text encoder over extra captions")
-@click.option("--language-epochs", default=2, show_default=True, help="passes of the decoder over extra captions")
-@click.option("--epochs", "joint_epochs", default=14, show_default=True, help="passes of the joint space")
-@click.option("--caption-epochs", default=10, show_default=True, help="passes of the decoder over the pictures")
-@click.option("--self-critical-epochs", default=0, show_default=True, help="passes that reward greedy CIDEr")
-@click.option("--patience", default=5, show_default=True, help="epochs without a better dev figure that end a stage")
-@click.option("--learning-rate", default=1.0, show_default=True, help="factor on the stages' learning rates")
-@click.option("--batch", default=128, show_default=True, help="pictures in a step of the joint space")
-@click.option("--train-size", default=160, show_default=True, help="pixels of a view in the joint space's training")
+@click.option("--license", help="terms, as GET /v1/models will show them; default: those of --init or --config")
+@click.option("--seed", type=_COUNT, default=0, show_default=True)
+@click.option(
+    "--text-epochs", type=_COUNT, default=6, show_default=True, help="passes of the text encoder over extra captions"
+)
+@click.option(
+    "--language-epochs", type=_COUNT, default=2, show_default=True, help="passes of the decoder over extra captions"
+)
+@click.option("--epochs", "joint_epochs", type=_COUNT, default=14, show_default=True, help="passes of the joint space")
+@click.option(
+    "--caption-epochs", type=_COUNT, default=10, show_default=True, help="passes of the decoder over the pictures"
+)
+@click.option(
+    "--self-critical-epochs", type=_COUNT, default=0, show_default=True, help="passes that reward greedy CIDEr"
+)
+@click.option(
+    "--patience", type=_SOME, default=5, show_default=True, help="epochs without a better dev figure that end a stage"
+)
+@click.option(
+    "--learning-rate", type=_POSITIVE, default=1.0, show_default=True, help="factor on the stages' learning rates"
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=2),  # one has no negatives
+    default=128,
+    show_default=True,
+    help="pictures in a step of the joint space",
+)
+@click.option(
+    "--train-size",
+    type=click.IntRange(min=32),  # the trunk halves five times
+    default=160,
+    show_default=True,
+    help="pixels of a view in the joint space's training",
+)
 @click.option(
     "--least-area",
     type=click.FloatRange(0, 1, min_open=True),
@@ -99,23 +127,28 @@ _FILE = click.Path(path_type=Path)
     show_default=True,
     help="trunk blocks that stay as they are, from the bottom; 19: all",
 )
-@click.option("--hardest", default=0.0, show_default=True, help="weight of the hardest-negative hinge")
-@click.option("--captioning", default=0.5, show_default=True, help="weight of captioning in the joint space's loss")
-@click.option("--threads", default=0, help="CPU threads [default: torch's choice]")
+@click.option("--hardest", type=_WEIGHT, default=0.0, show_default=True, help="weight of the hardest-negative hinge")
+@click.option(
+    "--captioning", type=_WEIGHT, default=0.5, show_default=True, help="weight of captioning in the joint space's loss"
+)
+@click.option("--threads", type=_COUNT, default=0, help="CPU threads [default: torch's choice]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1; auto: a GPU if there is one")
 @click.option(
     "--bf16/--fp32",
     default=False,
     help="bfloat16 matrix products: faster where the CPU or GPU has them, far slower elsewhere",
 )
-@click.option("--save-every-s", default=300.0, show_default=True, help="seconds of work that a kill may cost")
-@click.option("--time-limit-s", type=float, help="begin no step after so many seconds; what is there is written")
+@click.option(
+    "--save-every-s", type=_WEIGHT, default=300.0, show_default=True, help="seconds of work that a kill may cost"
+)
+@click.option("--time-limit-s", type=_POSITIVE, help="begin no step after so many seconds; what is there is written")
 def train(init: str | None, teachers: tuple[str, ...], **options: Any) -> None:
     """Train a model; OUT is then usable as one."""
     try:
         from revln.training.options import TrainOptions
         from revln.training.run import train as run
 
+        options["device"] = device_of(options["device"])
         start = None if init is None else model_folder(init)
         run(TrainOptions(init=start, teachers=tuple(map(model_folder, teachers)), **options))
     except RevlnError as err:

@@ -45,7 +45,7 @@ class ModelInfo:
     license: str | None = None
     # Least cosine to an item that is a match at all, for a query by "text" and by "image"; None: not calibrated.
     match_min_score: Mapping[str, float] | None = None
-    # Least cosine of a retrieved caption that may be evidence; None: not calibrated.
+    # Least cosine of a retrieved caption that may be evidence, by its operator or its card; None: neither says.
     evidence_min_score: float | None = None
     joint_fingerprint: str = ""
 

@@ -23,7 +23,7 @@ from revln.errors import ModelUnavailable
 from revln.models.base import Caption, CaptionOptions, CaptionRequest, ModelInfo, Operation
 from revln.models.checkpoint import Checkpoint
 from revln.models.decoding import Decoded, Row, Tokens, copies, decode, seed_from
-from revln.models.encoder import DTYPES
+from revln.models.transfer import Collated, Transfer
 from revln.models.transformers_common import load_part, load_weights
 
 __all__ = ["Captioning", "Prepared", "end_tokens", "load_blip", "load_git", "load_vision_encoder_decoder"]
@@ -53,7 +53,7 @@ class Prepared:
 
 
 class Captioning:
-    """Implements revln.models.base.Model. ``forward`` belongs to one thread; the rest is thread-safe."""
+    """Implements revln.models.base.Overlapping. ``forward`` belongs to one thread; the rest is thread-safe."""
 
     # Whether prompts of different length can share a batch: the network must take positions from the mask.
     pads = True
@@ -70,6 +70,7 @@ class Captioning:
         self.tokens = tokens
         self.lock = Lock()  # the tokenizers library fails when two threads read at once with different settings
         net.generation_config = _structure(net.generation_config)
+        self._transfer = Transfer(device, dtype)
 
     def prompt(self, request: CaptionRequest) -> tuple[list[int], Mapping[str, Tensor], Mapping[str, Tensor]]:
         """The ids before the user's prefix, and the inputs as in `Prepared`."""
@@ -101,21 +102,25 @@ class Captioning:
         shapes = tuple((name, tuple(t.shape)) for name, t in sorted(prepared.inputs.items()))
         return replace(prepared.options, seed=0), shapes, None if self.pads else len(prepared.row.prompt)
 
-    @torch.inference_mode()
-    def forward(self, operation: Operation, batch: Sequence[Prepared]) -> Sequence[Any]:  # noqa: ARG002
-        options = batch[0].options
-        spread = [item for item in batch for _ in range(copies(options))]
+    def collate(self, operation: Operation, batch: Sequence[Prepared]) -> Collated:  # noqa: ARG002
+        """What the network wants beside the prompts, which stay here: padding wants them here."""
+        spread = [item for item in batch for _ in range(copies(batch[0].options))]
         joined = {name: torch.cat([item.inputs[name] for item in spread]) for name in batch[0].inputs}
         longest = max(len(item.row.prompt) for item in batch)
         for name in batch[0].by_token:
             rows = [item.by_token[name] for item in spread]
             joined[name] = torch.cat([torch.nn.functional.pad(t, (longest - t.shape[1], 0)) for t in rows])
-        moved = {
-            name: t.to(self.device, DTYPES[self.dtype]) if t.is_floating_point() else t.to(self.device)
-            for name, t in joined.items()
-        }
-        found = self.generate([item.row for item in batch], options, moved)
+        return Collated(self._transfer.send(joined), batch)
+
+    @torch.inference_mode()
+    def forward_collated(self, operation: Operation, collated: Collated) -> Sequence[Any]:  # noqa: ARG002
+        batch: Sequence[Prepared] = collated.kept
+        inputs = self._transfer.receive(collated.sent)
+        found = self.generate([item.row for item in batch], batch[0].options, inputs)
         return [(self._prefix(item), captions) for item, captions in zip(batch, found, strict=True)]
+
+    def forward(self, operation: Operation, batch: Sequence[Prepared]) -> Sequence[Any]:
+        return self.forward_collated(operation, self.collate(operation, batch))
 
     def finish(self, operation: Operation, raw: Any) -> tuple[Caption, ...]:  # noqa: ARG002
         prefix, found = raw

@@ -20,7 +20,8 @@ from revln.errors import ModelUnavailable
 from revln.models.base import ModelInfo, Operation
 from revln.models.checkpoint import Checkpoint
 from revln.models.cnn_card import classifier, weights_file
-from revln.models.encoder import DTYPES, Encoder
+from revln.models.encoder import Encoder
+from revln.models.transfer import DTYPES
 
 __all__ = ["CnnEncoder", "load"]
 

@@ -14,9 +14,8 @@ from torch import Tensor
 from revln.models.base import ModelInfo, Operation
 from revln.models.transfer import Arriving, Transfer
 
-__all__ = ["DTYPES", "Encoder"]
+__all__ = ["Encoder"]
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Pictures or texts in one forward pass: enough to fill a GPU; on a CPU more gains nothing and delays the neighbours.
 _MAX_BATCH = {"cpu": 32, "cuda": 256}
 
@@ -28,7 +27,7 @@ class Encoder:
         self.info = info
         self.device = device
         self.dtype = dtype
-        self._transfer = Transfer(device)
+        self._transfer = Transfer(device, dtype)
 
     def join(self, operation: Operation, batch: Sequence[Any]) -> Mapping[str, Tensor]:
         """Prepared items → one batch of tensors on the CPU."""
@@ -42,10 +41,7 @@ class Encoder:
         return None
 
     def collate(self, operation: Operation, batch: Sequence[Any]) -> Arriving:
-        """Floating tensors take the dtype of the weights, on this side: half as much to send."""
-        joined = self.join(operation, batch).items()
-        cast = {name: t.to(DTYPES[self.dtype]) if t.is_floating_point() else t for name, t in joined}
-        return self._transfer.send(cast)
+        return self._transfer.send(self.join(operation, batch))
 
     @torch.inference_mode()
     def forward_collated(self, operation: Operation, collated: Arriving) -> Sequence[Tensor]:

@@ -17,7 +17,7 @@ from revln.errors import ModelUnavailable
 from revln.models.base import Model, ModelInfo
 from revln.models.checkpoint import CONFIG_FILE, Checkpoint
 
-__all__ = ["AUTO", "FAMILIES", "Family", "find_family", "needs_weights", "normal_name"]
+__all__ = ["AUTO", "FAMILIES", "Family", "find_family", "normal_name", "weights_only"]
 
 AUTO = "auto"
 Describe = Callable[[str, str, Checkpoint], ModelInfo]
@@ -31,7 +31,7 @@ class Family:
     Attributes:
         model_types: what config.json calls checkpoints of it; empty: the family judges its files itself.
         variants: its name goes on after a colon.
-        needs_weights: not even describing it can do without the weights.
+        described_whole: not even describing it can do without the weights.
         half: what dtype ``auto`` is on a GPU. Language models are trained in bfloat16, and outgrow float16.
     """
 
@@ -39,7 +39,7 @@ class Family:
     load_at: str
     model_types: frozenset[str] = frozenset()
     variants: bool = False
-    needs_weights: bool = False
+    described_whole: bool = False
     half: str = "float16"
 
     def describe(self, name: str, family: str, checkpoint: Checkpoint) -> ModelInfo:
@@ -63,7 +63,12 @@ def _captioner(code: str, *model_types: str, half: str = "float16") -> Family:
 
 # Where a model type stands twice, "auto" takes the family of that name, else the first.
 FAMILIES: dict[str, Family] = {
-    "revln": Family("revln.models.revln_card:describe_checkpoint", "revln.models.revln_family:load_checkpoint"),
+    # Its joint fingerprint covers some of the tensors alone, of which no hub states a hash.
+    "revln": Family(
+        "revln.models.revln_card:describe_checkpoint",
+        "revln.models.revln_family:load_checkpoint",
+        described_whole=True,
+    ),
     "clip": _dual_encoder("clip"),
     # SigLIP 2 of fixed resolution is published as the architecture SigLIP, NaFlex as its own.
     "siglip": _dual_encoder("siglip", "siglip2"),
@@ -99,7 +104,7 @@ FAMILIES: dict[str, Family] = {
         "llava_onevision",
         half="bfloat16",
     ),
-    "cnn": Family("revln.models.cnn_card:describe", "revln.models.cnn:load", variants=True, needs_weights=True),
+    "cnn": Family("revln.models.cnn_card:describe", "revln.models.cnn:load", variants=True, described_whole=True),
 }
 
 
@@ -109,9 +114,10 @@ def normal_name(family: str) -> str:
     return head.lower().replace("_", "-") + colon + variant
 
 
-def needs_weights(family: str) -> bool:
+def weights_only(family: str) -> bool:
+    """Whether its checkpoints are weights and nothing else, so that its name says which network they are of."""
     known = FAMILIES.get(normal_name(family).partition(":")[0])
-    return known is not None and known.needs_weights
+    return known is not None and known.variants
 
 
 def find_family(family: str, checkpoint: Checkpoint) -> tuple[str, Family]:

@@ -7,15 +7,17 @@ A client can only say a name from here: no path and no hub id ever comes from a 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 from revln.errors import ModelUnavailable, NotFound, SettingsError, Unavailable
 from revln.models.base import Model, ModelInfo
 from revln.models.checkpoint import Checkpoint
 from revln.models.device import check_device, resolve_dtype
-from revln.models.families import AUTO, FAMILIES, find_family, needs_weights, normal_name
+from revln.models.families import AUTO, FAMILIES, Family, find_family, normal_name
 from revln.models.memory import out_of_memory
 from revln.models.sources import fetch, locate
 from revln.settings import ModelSettings
@@ -49,15 +51,12 @@ class ModelCatalog:
             ModelUnavailable: its files are missing or damaged.
         """
         if name not in self._infos:
-            spec = self.spec(name)
-            find = fetch if needs_weights(spec.family) else locate
-            self._infos[name] = _describe(name, spec, find(spec.source, spec.revision))
+            self._infos[name] = _read(name, self.spec(name)).info
         return self._infos[name]
 
     def fetch(self, name: str) -> ModelInfo:
         """As `describe`, with all of its files on this machine; a hub model is downloaded now."""
-        spec = self.spec(name)
-        return _describe(name, spec, fetch(spec.source, spec.revision))
+        return _read(name, self.spec(name), whole=True).info
 
     def placed(self, name: str, device: str) -> str:
         """The device of a model on a worker whose own device is ``device``.
@@ -81,9 +80,7 @@ class ModelCatalog:
         """
         spec = self.spec(name)
         where = self.placed(name, device)
-        checkpoint = fetch(spec.source, spec.revision)
-        info = _describe(name, spec, checkpoint)
-        family = find_family(info.family, checkpoint)[1]
+        info, family, checkpoint = _read(name, spec, whole=True)
         try:
             return family.load(info, checkpoint, where, resolve_dtype(spec.dtype, where, family.half))
         except (OSError, RuntimeError, ValueError, MemoryError) as err:
@@ -103,9 +100,37 @@ def load_folder(folder: Path, device: str, dtype: str = "float32") -> Model:
     return ModelCatalog({folder.name: ModelSettings(source=str(folder), dtype=dtype)}).load(folder.name, device)
 
 
-def _describe(name: str, spec: ModelSettings, checkpoint: Checkpoint) -> ModelInfo:
-    family, entry = find_family(spec.family, checkpoint)
-    return entry.describe(name, family, checkpoint)
+class _Read(NamedTuple):
+    info: ModelInfo
+    family: Family
+    checkpoint: Checkpoint
+
+
+# What reading JSON raises whose values are missing, of another type or out of range, and a file that nobody may read.
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
+
+
+def _read(name: str, spec: ModelSettings, *, whole: bool = False) -> _Read:
+    """What a model's files say, and they themselves; ``whole``: its weights are here too.
+
+    Raises:
+        ModelUnavailable: a file is missing, damaged or malformed. One such model may not keep the others from a list.
+    """
+    try:
+        checkpoint = (fetch if whole else locate)(spec.source, spec.revision)
+        full_name, family = find_family(spec.family, checkpoint)
+        if family.described_whole and not whole:
+            return _read(name, spec, whole=True)
+        info = family.describe(name, full_name, checkpoint)
+    except _MALFORMED as err:
+        said = " ".join(str(err).split())[:200]
+        raise ModelUnavailable(
+            f"Model {name}: a file of {spec.source} is malformed or unreadable ({type(err).__name__}: {said}); fetch "
+            "the model again."
+        ) from err
+    if spec.evidence_min_score is not None:
+        info = replace(info, evidence_min_score=spec.evidence_min_score)
+    return _Read(info, family, checkpoint)
 
 
 def _check_family(name: str, family: str) -> None:

@@ -23,11 +23,10 @@ from revln.models.image_cnn import CHANNELS, ImageEncoder, pixels, to_unit
 from revln.models.revln_card import TOKENIZER_FILE, WEIGHTS_FILE, RevlnConfig, describe
 from revln.models.text_gru import TextEncoder, pad
 from revln.models.tokenizer import PAD, Tokenizer
-from revln.models.transfer import Arriving, Transfer
+from revln.models.transfer import DTYPES, Collated, Transfer
 
 __all__ = ["PreparedCaption", "RevlnModel", "RevlnNet", "load", "load_checkpoint"]
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Images and texts on a GPU: large enough to fill it. On a CPU more than this gains nothing and delays the neighbours.
 _MAX_BATCH = {"cuda": {"embed": 256, "caption": 64}, "cpu": {"embed": 32, "caption": 8}}
 
@@ -66,14 +65,6 @@ class PreparedCaption:
 _RawCaption = list[tuple[list[int], float]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Collated:
-    """A batch: what was sent to the device, and what the forward pass needs on this side."""
-
-    sent: Arriving
-    kept: Sequence[Any]
-
-
 class RevlnModel:
     """Implements revln.models.base.Overlapping. ``forward`` belongs to one thread; the rest is thread-safe."""
 
@@ -85,11 +76,11 @@ class RevlnModel:
         self.dtype = dtype
         self.config = config
         self.tokenizer = tokenizer
-        self.net = net.to(device=device, dtype=_DTYPES[dtype]).eval().requires_grad_(False)
+        self.net = net.to(device=device, dtype=DTYPES[dtype]).eval().requires_grad_(False)
         self.net.image.to(memory_format=torch.channels_last)
         for gru in (self.net.text.rightward, self.net.text.leftward):
             gru.flatten_parameters()  # apart, as ``to`` leaves them, cuDNN puts them together on every call
-        self._transfer = Transfer(device)
+        self._transfer = Transfer(device, dtype)
 
     def prepare(self, operation: Operation, item: Any) -> Any:
         if operation is Operation.EMBED_IMAGE:
@@ -101,21 +92,21 @@ class RevlnModel:
     def merge_key(self, operation: Operation, prepared: Any) -> Hashable:
         return replace(prepared.options, seed=0) if operation is Operation.CAPTION else None
 
-    def collate(self, operation: Operation, batch: Sequence[Any]) -> _Collated:
+    def collate(self, operation: Operation, batch: Sequence[Any]) -> Collated:
         """Pictures go to the device as bytes. Prompts stay here: padding wants them here."""
         if operation is Operation.EMBED_TEXT:
             ids, lengths = pad(batch)
-            return _Collated(self._transfer.send({"ids": ids, "lengths": lengths}), batch)
+            return Collated(self._transfer.send({"ids": ids, "lengths": lengths}), batch)
         images = batch if operation is Operation.EMBED_IMAGE else [item.image for item in batch]
-        return _Collated(self._transfer.send({"images": torch.stack(list(images))}), batch)
+        return Collated(self._transfer.send({"images": torch.stack(list(images))}), batch)
 
     @torch.inference_mode()
-    def forward_collated(self, operation: Operation, collated: _Collated) -> Sequence[Any]:
+    def forward_collated(self, operation: Operation, collated: Collated) -> Sequence[Any]:
         sent = self._transfer.receive(collated.sent)
         if operation is Operation.EMBED_IMAGE:
-            return list(self.net.image.vectors(self._unit(sent["images"]), self.config.mirror).float().cpu())
+            return list(self.net.image.vectors(self._unit(sent["images"]), self.config.mirror).cpu())
         if operation is Operation.EMBED_TEXT:
-            return list(self.net.text(sent["ids"], sent["lengths"]).float().cpu())
+            return list(self.net.text(sent["ids"], sent["lengths"]).cpu())
         return self._forward_captions(collated.kept, sent["images"])
 
     def forward(self, operation: Operation, batch: Sequence[Any]) -> Sequence[Any]:
@@ -153,7 +144,7 @@ class RevlnModel:
 
     def _unit(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 → what the trunk takes"""
-        return to_unit(images, _DTYPES[self.dtype]).contiguous(memory_format=torch.channels_last)
+        return to_unit(images, DTYPES[self.dtype]).contiguous(memory_format=torch.channels_last)
 
     def _forward_captions(self, batch: Sequence[PreparedCaption], images: Tensor) -> list[_RawCaption]:
         places = self.net.image.places(self._unit(images))  # (B, P, 1280)
@@ -181,8 +172,8 @@ class RevlnModel:
             for one in beams
         ]
         ids, lengths = pad([text or [PAD] for text in texts])
-        told = self.net.text(ids.to(self.device), lengths).float().unflatten(0, (len(batch), -1))  # (B, N, D)
-        cosines = torch.einsum("bd,bnd->bn", self.net.image.embed(places).float(), told)  # (B, N)
+        told = self.net.text(ids.to(self.device), lengths).unflatten(0, (len(batch), -1))  # (B, N, D)
+        cosines = torch.einsum("bd,bnd->bn", self.net.image.embed(places), told)  # (B, N)
         # A caption without a word is near nothing.
         cosines = cosines.cpu().where(torch.tensor([bool(text) for text in texts]).view(cosines.shape), 0.0)
         options = batch[0].options
@@ -200,7 +191,7 @@ class RevlnModel:
 
 def load_checkpoint(info: ModelInfo, checkpoint: Checkpoint, device: str, dtype: str) -> RevlnModel:
     """The family's entry in `revln.models.families`."""
-    return load(info.name, checkpoint.folder, device, dtype)
+    return _load(info, checkpoint.folder, device, dtype)
 
 
 def load(name: str, folder: Path, device: str, dtype: str = "float32") -> RevlnModel:
@@ -209,9 +200,13 @@ def load(name: str, folder: Path, device: str, dtype: str = "float32") -> RevlnM
     Raises:
         ModelUnavailable: a file is missing or damaged, the weights do not fit the configuration, or an unknown dtype.
     """
-    if dtype not in _DTYPES:
-        raise ModelUnavailable(f"dtype '{dtype}' is not one of {', '.join(_DTYPES)}")
-    info, config = describe(name, folder), RevlnConfig.read(folder)
+    if dtype not in DTYPES:
+        raise ModelUnavailable(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
+    return _load(describe(name, folder), folder, device, dtype)
+
+
+def _load(info: ModelInfo, folder: Path, device: str, dtype: str) -> RevlnModel:
+    config = RevlnConfig.read(folder)
     tokenizer = Tokenizer.read(folder / TOKENIZER_FILE)
     net = RevlnNet(config)
     try:

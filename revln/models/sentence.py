@@ -18,9 +18,10 @@ from transformers import AutoModel, AutoTokenizer
 from revln.errors import ModelUnavailable
 from revln.models.base import ModelInfo, Operation
 from revln.models.checkpoint import Checkpoint
-from revln.models.encoder import DTYPES, Encoder
+from revln.models.encoder import Encoder
 from revln.models.sentence_card import Dense, Recipe
 from revln.models.text_batch import TextReader
+from revln.models.transfer import DTYPES
 from revln.models.transformers_common import load_part, load_weights
 
 __all__ = ["SentenceEncoder", "load"]

@@ -25,7 +25,7 @@ def pad(rows: Sequence[Sequence[int]], value: int = 0) -> tuple[Tensor, Tensor]:
 
 
 class TextEncoder(nn.Module):
-    """(B, T) ids with (B,) lengths → (B, D), unit L2 norm. Padding changes nothing.
+    """(B, T) ids with (B,) lengths → (B, D) float32, unit L2 norm. Padding changes nothing.
 
     Two one-way GRUs and not one bidirectional: packed sequences, which that would need for its way back, took four to
     eight times as long on a CPU. Read backwards, each row is turned round within its own length, so that its padding
@@ -49,7 +49,8 @@ class TextEncoder(nn.Module):
         turned = torch.where(place < lengths, lengths - 1 - place, place)  # (B, T)
         ways = ((self.rightward, ids), (self.leftward, ids.gather(1, turned)))
         pooled = [self._pool(gru(self.dropout(self.embedding(row)))[0], padded) for gru, row in ways]
-        return F.normalize(cast(Tensor, self.project(self.dropout(torch.cat(pooled, dim=1)))), dim=-1)
+        projected = cast(Tensor, self.project(self.dropout(torch.cat(pooled, dim=1))))  # (B, D)
+        return F.normalize(projected.float(), dim=-1)
 
     @staticmethod
     def _pool(states: Tensor, padded: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from transformers.utils import logging as transformers_logging
 
 from revln.errors import ModelUnavailable
 from revln.models.checkpoint import Checkpoint
-from revln.models.encoder import DTYPES
+from revln.models.transfer import DTYPES
 
-__all__ = ["DTYPES", "load_part", "load_weights"]
+__all__ = ["load_part", "load_weights"]
 
 log = logging.getLogger(__name__)
 

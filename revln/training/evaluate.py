@@ -129,7 +129,9 @@ def _retrieve(
     out = []
     for image, example in zip(images, examples, strict=True):
         scores = np.where(files == example.file, -np.inf, vectors @ image)
-        best = [j for j in np.argsort(-scores)[:_EVIDENCE] if least is None or scores[j] >= least]
+        first = np.argsort(-scores)[:_EVIDENCE]
+        # Its own are among the first where the store is small.
+        best = [j for j in first if np.isfinite(scores[j]) and (least is None or scores[j] >= least)]
         out.append(tuple(Evidence(str(j), texts[j][1], float(scores[j])) for j in best))
     return out
 

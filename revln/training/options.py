@@ -44,7 +44,7 @@ class TrainOptions:
     captioning: float = 0.5
     extra_evidence: bool = True
     threads: int = 0  # 0: torch's own choice
-    device: str = "auto"
+    device: str = "cpu"
     bf16: bool = False
     save_every_s: float = 300.0
     time_limit_s: float | None = None

@@ -30,18 +30,19 @@ def recall_both_ways(
     """(N, D) pictures and (M, D) texts, text m of picture owner[m] → image→text and text→image.
 
     An image's rank is that of its best caption. A tie counts against the right answer, so a model that gives every
-    text the same vector scores zero and not a hundred.
+    text the same vector scores zero and not a hundred; so does a score that is no number, whichever side it is on.
     """
     of = np.asarray(owner)
     scores = texts @ images.T  # (M, N)
     own = scores[np.arange(len(of)), of]  # (M,)
-    t2i = (scores >= own[:, None]).sum(axis=1)
+    # Not `>=`, which NaN never is: a model of NaN vectors had R@1 = 100.
+    t2i = (~(scores < own[:, None])).sum(axis=1)
     i2t = np.empty(len(images), dtype=np.int64)
     for i in range(len(images)):
         mine = of == i
         best = scores[mine, i].max()
         # Its other captions are right answers too, and never push the best one down.
-        i2t[i] = 1 + (scores[~mine, i] >= best).sum()
+        i2t[i] = 1 + (~(scores[~mine, i] < best)).sum()
     return _summary(i2t), _summary(t2i)
 
 

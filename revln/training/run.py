@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -91,7 +91,7 @@ class _Training:
         options.out.mkdir(parents=True, exist_ok=True)
         self.state = options.out / "state"
         self.state.mkdir(exist_ok=True)
-        self.device = torch.device(_device(options.device))
+        self.device = torch.device(options.device)
         if options.init:
             start = load("init", options.init, "cpu")
             self.config, self.net, self.tokenizer = start.config, start.net.requires_grad_(True), start.tokenizer
@@ -118,7 +118,7 @@ class _Training:
             options.patience,
             deadline,
             options.learning_rate,
-            _told(options),
+            partial(_told, options),
         )
         self.curves = Curves(options.out)
         self.prompter = Prompter(self.tokenizer, self.config.max_evidence, self.config.evidence_tokens)
@@ -281,23 +281,32 @@ class _Training:
         export(self.options.out, self.config, self.net, self.tokenizer, self.options)
 
 
-# What a state hangs on as it is: the epochs are each stage's own, the files are read.
-_TOLD = (
-    "split_train", "split_dev", "teaching", "seed", "learning_rate", "batch", "train_size", "least_area",
-    "colour", "word_dropout", "freeze", "hardest", "captioning", "extra_evidence", "bf16",
-)  # fmt: skip
-_READ = ("data", "data_dev", "extra_captions", "backbone", "config")
+# What the state of a stage hangs on beside its epochs: of files, what is in them. The stages before it see to theirs.
+_EVERY = ("data", "split_train", "extra_captions", "config", "seed", "learning_rate", "batch", "bf16")
+_OWN = {
+    "joint": (
+        "init", "backbone", "data_dev", "split_dev", "teachers", "teaching", "train_size", "least_area", "colour",
+        "word_dropout", "freeze", "hardest", "captioning",
+    ),
+    "caption": ("extra_evidence",),
+}  # fmt: skip
 
 
-def _told(options: TrainOptions) -> dict[str, str]:
-    """By the names on the command line, what makes a run another one; of files, what is in them."""
-    told = {name: str(getattr(options, name)) for name in _TOLD}
-    told["teacher"] = ", ".join(map(str, options.teachers)) or "not given"
-    for name in _READ:
-        path: Path | None = getattr(options, name)
-        told[name] = "not given" if path is None else _digest(path)
-    told["init"] = "not given" if options.init is None else _digest(options.init / WEIGHTS_FILE)
-    return {f"--{name.replace('_', '-')}": value for name, value in told.items()}
+def _told(options: TrainOptions, stage: str) -> dict[str, str]:
+    """By the names on the command line."""
+    names = (*_EVERY, *_OWN.get(stage, ()))
+    return {"--" + name.replace("teachers", "teacher").replace("_", "-"): _value(options, name) for name in names}
+
+
+def _value(options: TrainOptions, name: str) -> str:
+    value = getattr(options, name)
+    if name == "init" and value is not None:
+        value = value / WEIGHTS_FILE
+    if isinstance(value, Path):
+        return _digest(value)
+    if isinstance(value, tuple):
+        value = ", ".join(map(str, value)) or None
+    return "not given" if value is None else str(value)
 
 
 def _digest(path: Path) -> str:
@@ -307,10 +316,6 @@ def _digest(path: Path) -> str:
             return f"of sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
     except OSError as err:
         raise ValidationFailed(f"{path} cannot be read: {err.strerror}") from err
-
-
-def _device(name: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def _load_backbone(net: RevlnNet, options: TrainOptions) -> None:

@@ -43,7 +43,7 @@ class Schedule:
     patience: int  # epochs without a better figure after which a stage ends
     deadline: float  # time.monotonic() after which no further step begins
     learning_rate: float = 1.0  # factor on what the stages ask for
-    told: Mapping[str, str] = field(default_factory=dict)  # options that a saved state hangs on
+    told: Callable[[str], Mapping[str, str]] = lambda _: {}  # the options that a stage of that name hangs on
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def run_stage(stage: Stage, schedule: Schedule, curves: Curves) -> None:
     """
     groups = [{**group, "lr": group["lr"] * schedule.learning_rate} for group in stage.groups]
     progress = Progress(schedule.state / f"{stage.name}.pt", groups, stage.modules, _factor(stage))
-    progress.restore({**schedule.told, "epochs": str(stage.epochs)})
+    progress.restore({**schedule.told(stage.name), "epochs": str(stage.epochs)})
     while not progress.done and progress.epoch < stage.epochs and time.monotonic() < schedule.deadline:
         started = time.monotonic()
         if not _run_epoch(stage, schedule, progress):

@@ -26,7 +26,9 @@ def vit_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two_models(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path, vit_gpt2: Path) -> Iterator[Stack]:
-    models = {"revln-tiny": {"source": str(small_checkpoint)}, "vit-gpt2": {"source": str(vit_gpt2)}}
+    models: dict[str, Any] = {name: {"source": str(small_checkpoint)} for name in ("revln-tiny", "strict")}
+    models["strict"]["evidence_min_score"] = 1.0
+    models["vit-gpt2"] = {"source": str(vit_gpt2)}
     with running_stack(tmp_path_factory.mktemp("stack"), models=json.dumps(models)) as stack:
         stack.client.create_collection("album")
         texts = [{"id": f"p{i}", "text": text} for i, text in enumerate(["a black dog runs", "two men play a guitar"])]
@@ -79,6 +81,19 @@ def test_evidence_that_is_too_far_is_left_out_and_the_result_says_so(two_models:
     bare = run(two_models, "caption", {"items": items, **ASKED}, model or "revln-tiny")
     assert bare[0]["captions"] == far["captions"]
     assert "evidence_note" not in bare[0] or bare[0]["evidence_note"] is None
+
+
+@pytest.mark.parametrize("model", [None, "vit-gpt2"])
+def test_where_a_request_says_no_limit_the_operators_holds(two_models: Stack, model: str | None) -> None:
+    name = f"strict-{model or 'own'}"
+    two_models.client.create_collection(name, "strict")
+    run(two_models, "index", {"collection": name, "items": [{"id": "p", "text": "a black dog runs"}]})
+    body = {"items": [{"image": {"sha256": sent(two_models, 9)}}], "collection": name, **ASKED}
+    (far,) = run(two_models, "caption", body, model)
+    assert far["evidence"] == []
+    assert "below evidence_min_score 1" in far["evidence_note"]
+    (near,) = run(two_models, "caption", {**body, "evidence_min_score": -1}, model)
+    assert [one["id"] for one in near["evidence"]] == ["p"]
 
 
 def test_a_limit_without_a_collection_is_refused(two_models: Stack) -> None:

@@ -33,6 +33,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made["damaged"] = DUAL_ENCODERS["clip"](root / "damaged")
     # Its description is whole, so that jobs are taken in; only a worker finds out.
     (made["damaged"] / "tokenizer.json").write_text("{")
+    made["malformed"] = DUAL_ENCODERS["clip"](root / "malformed")
+    (made["malformed"] / "config.json").write_text('{"model_type": "clip", "projection_dim": null}')
     return made
 
 
@@ -156,6 +158,8 @@ def test_a_damaged_model_fails_its_jobs_with_one_sentence_and_no_others(served: 
     absent = {one.name: one for one in ModelsAnswer.model_validate_json(served.http.get("/v1/models").content).models}
     assert absent["absent"].error is not None
     assert "There is no folder" in absent["absent"].error.detail
+    assert absent["malformed"].error is not None
+    assert "is malformed" in absent["malformed"].error.detail
 
 
 def test_the_command_loads_shows_and_unloads(served: Stack) -> None:

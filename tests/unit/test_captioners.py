@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from revln.errors import ModelUnavailable
-from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Model, Operation
+from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Model, Operation, Overlapping
 from revln.models.captioners import Captioning
 from revln.models.decoding import Decoded
 from revln.models.registry import ModelCatalog
@@ -128,6 +128,23 @@ def test_tokens_equal_the_librarys_and_a_batch_its_single_items(
             assert [found.ids for found in alone] == direct(name, folders[name], i, options, model.tokens.ends[0])
     # Pictures are told apart: else all of the above would hold for a model that sees nothing.
     assert abs(together[0][0].log_prob - together[3][0].log_prob) > 0.01
+
+
+@pytest.mark.parametrize("name", CAPTIONERS)
+def test_batches_that_are_put_together_ahead_give_the_captions_of_single_ones(
+    folders: dict[str, Path], name: str
+) -> None:
+    model = load(folders[name])
+    assert isinstance(model, Overlapping)
+    for options in (OPTIONS["beam"], OPTIONS["nucleus"]):
+        requests = [CaptionRequest(picture, told, prompt, options) for picture, prompt, told in REQUESTS]
+        prepared = [model.prepare(Operation.CAPTION, request) for request in requests]
+        first = model.merge_key(Operation.CAPTION, prepared[0])
+        alike = [one for one in prepared if model.merge_key(Operation.CAPTION, one) == first]
+        batches = [alike, *([one] for one in prepared)]
+        ahead = [model.collate(Operation.CAPTION, batch) for batch in batches]
+        raws = [model.forward_collated(Operation.CAPTION, one) for one in ahead]
+        assert raws == [model.forward(Operation.CAPTION, batch) for batch in batches]
 
 
 @pytest.mark.parametrize("name", CAPTIONERS)

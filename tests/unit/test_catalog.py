@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +22,8 @@ from revln.models.base import Operation
 from revln.models.device import resolve_dtype
 from revln.models.families import FAMILIES
 from revln.models.registry import ModelCatalog
-from revln.settings import ModelSettings
-from tests.tiny_models import save_clip
+from revln.settings import ModelSettings, Settings
+from tests.tiny_models import save_clip, save_sentence
 
 HUB_ID = "acme/tiny-clip"
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -107,25 +108,23 @@ def test_whatever_the_hub_refuses_becomes_one_sentence(
         catalog(HUB_ID, revision="v9").describe("m")
 
 
-def test_describing_downloads_no_weights_and_loading_changes_no_fingerprint(
-    monkeypatch: pytest.MonkeyPatch, clip: Path, tmp_path: Path
-) -> None:
-    here = tmp_path / FIRST
+def on_the_hub(monkeypatch: pytest.MonkeyPatch, model: Path, here: Path) -> list[list[str]]:
+    """A hub whose only repository, at `v1`, holds the files of ``model``, fetched to ``here``; what was asked for."""
     asked: list[list[str]] = []
 
     def download(_source: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         assert revision == "v1"
         asked.append(allow_patterns)
         here.mkdir(exist_ok=True)
-        for file in clip.iterdir():
+        for file in model.iterdir():
             if any(fnmatch.fnmatch(file.name, pattern) for pattern in allow_patterns):
                 shutil.copy(file, here)
         return str(here)
 
     def tree(_source: str, *, revision: str) -> list[Any]:
-        assert revision == FIRST
+        assert revision == here.name
         listed = []
-        for file in clip.iterdir():
+        for file in model.iterdir():
             sha = SimpleNamespace(sha256=hashlib.sha256(file.read_bytes()).hexdigest())
             lfs = sha if file.suffix == ".safetensors" else None
             listed.append(SimpleNamespace(path=file.name, size=file.stat().st_size, lfs=lfs))
@@ -133,6 +132,14 @@ def test_describing_downloads_no_weights_and_loading_changes_no_fingerprint(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(huggingface_hub, "get_cached_repo_tree", tree)
+    return asked
+
+
+def test_describing_downloads_no_weights_and_loading_changes_no_fingerprint(
+    monkeypatch: pytest.MonkeyPatch, clip: Path, tmp_path: Path
+) -> None:
+    here = tmp_path / FIRST
+    asked = on_the_hub(monkeypatch, clip, here)
     models = catalog(HUB_ID, revision="v1")
     described = models.describe("m")
     assert not (here / "model.safetensors").exists()
@@ -141,6 +148,17 @@ def test_describing_downloads_no_weights_and_loading_changes_no_fingerprint(
     assert models.load("m", "cpu").info.fingerprint == described.fingerprint
     assert "model.safetensors" in asked[-1]
     assert models.fetch("m").parameters == catalog(clip).describe("m").parameters
+
+
+@pytest.mark.parametrize("family", ["auto", "revln"])
+def test_a_revln_model_of_a_hub_is_described_from_its_weights(
+    monkeypatch: pytest.MonkeyPatch, small_checkpoint: Path, tmp_path: Path, family: str
+) -> None:
+    on_the_hub(monkeypatch, small_checkpoint, tmp_path / FIRST)
+    models = catalog(HUB_ID, revision="v1", family=family)
+    described = models.describe("m")
+    assert described == catalog(small_checkpoint).describe("m"), "where files lie changes nothing"
+    assert models.load("m", "cpu").info == described
 
 
 def test_weights_that_could_run_code_are_not_read(tmp_path: Path, clip: Path) -> None:
@@ -168,6 +186,55 @@ def test_code_that_a_model_brings_along_is_not_run(tmp_path: Path) -> None:
 def test_a_config_that_revln_cannot_read_says_why(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "config.json").write_text(text)
     assert says in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        ("modules.json", [{"idx": 0, "path": ""}], "KeyError: 'type'"),
+        ("2_Dense/config.json", {"in_features": 32}, "KeyError: 'out_features'"),
+        ("config_sentence_transformers.json", {"prompts": ["query: "]}, "AttributeError: "),
+        ("config.json", {"model_type": "clip", "projection_dim": None}, "TypeError: int"),
+        ("config.json", {"model_type": "clip", "projection_dim": "wide"}, "ValueError: invalid literal"),
+        ("config.json", {"model_type": ["clip"]}, "TypeError: "),
+        ("config.json", {"model_type": "bert", "hidden_size": float("inf")}, "OverflowError: "),
+    ],
+    ids=["no type", "no width", "a list", "null", "a word", "no name", "endless"],
+)
+def test_a_malformed_folder_is_refused_with_the_models_name_and_what_is_wrong(
+    tmp_path: Path, file: str, change: Any, says: str
+) -> None:
+    folder = save_sentence(tmp_path / "malformed", dense=8)
+    if file == "config.json":
+        (folder / "modules.json").unlink()
+    (folder / file).write_text(json.dumps(change))
+    said = refusal(folder)
+    assert said.startswith(f"Model m: a file of {folder} is malformed")
+    assert says in said
+
+
+def test_the_operators_limit_of_evidence_comes_before_the_checkpoints(
+    clip: Path, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    measured = shutil.copytree(small_checkpoint, tmp_path / "measured")
+    config = json.loads((measured / "config.json").read_text())
+    (measured / "config.json").write_text(json.dumps(config | {"evidence_min_score": 0.4}))
+    for folder, own in ((clip, None), (measured, 0.4)):
+        bare = catalog(folder).describe("m")
+        assert bare.evidence_min_score == own
+        for limit in (0.0, -1.0, 0.25):
+            models = catalog(folder, evidence_min_score=limit)
+            assert models.describe("m") == replace(bare, evidence_min_score=limit)
+            assert models.load("m", "cpu").info == models.describe("m")
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"), [(1.5, "less than or equal to 1"), (-2, "greater than or equal to -1"), ("near", "valid number")]
+)
+def test_a_limit_of_evidence_that_is_no_cosine_stops_start_up(limit: Any, says: str) -> None:
+    models = {"m": {"source": "/x", "evidence_min_score": limit}}
+    with pytest.raises(SettingsError, match=f"REVLN_MODELS, m.evidence_min_score: .*{says}"):
+        Settings.from_env({"REVLN_MODELS": json.dumps(models)})
 
 
 def test_another_family_than_the_checkpoints_own_is_refused(clip: Path) -> None:

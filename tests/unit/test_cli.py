@@ -205,3 +205,22 @@ def test_every_command_stands_in_the_manual() -> None:
 def test_the_first_job_is_one_that_the_models_can_do(default: dict[str, object], chosen: str) -> None:
     tiny = {"name": "revln-tiny", "default": False, "operations": ["embed_text", "caption"]}
     assert _embedder([tiny, {"name": "mine", "default": True, **default}]) == chosen
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("train", "batch=1 patience=0 epochs=-1 caption-epochs=-1 self-critical-epochs=-1 text-epochs=-1 threads=-1"),
+        ("train", "language-epochs=-1 train-size=31 learning-rate=0 hardest=-1 captioning=-1 save-every-s=-1 seed=-1"),
+        ("train", "time-limit-s=0 least-area=0 teaching=2 colour=2 word-dropout=1 freeze=20"),
+        ("eval", "num-beams=0 examples=-1 limit=0"),
+    ],
+)
+def test_a_number_out_of_its_range_is_wrong_usage(tmp_path: Path, command: str, options: str) -> None:
+    out = ["--out", str(tmp_path / "out")] if command == "train" else []
+    for option in options.split():
+        done = CliRunner().invoke(cli, [command, *out, f"--{option}"])
+        assert done.exit_code == 2, option
+        assert f"'--{option.partition('=')[0]}'" in done.output
+        assert "is not in the range" in done.output
+    assert not (tmp_path / "out").exists()

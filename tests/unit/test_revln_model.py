@@ -23,6 +23,7 @@ from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Model, M
 from revln.models.decoding import Decoded, Row, pad_left
 from revln.models.revln_card import RevlnConfig
 from revln.models.revln_family import RevlnModel, RevlnNet, load
+from revln.models.text_gru import pad
 from revln.models.tokenizer import EOS, PAD, train_tokenizer
 from revln.training.contrast import embed_images
 from revln.training.export import export
@@ -121,6 +122,26 @@ def test_a_batch_of_vectors_equals_the_single_ones(model: RevlnModel, operation:
         assert a.shape == (32,)
         assert np.linalg.norm(a) == pytest.approx(1.0, abs=1e-5)
         assert float(a @ b) >= 0.9999
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("mirror", [True, False])
+def test_vectors_in_half_precision_are_of_unit_norm(folder: Path, tmp_path: Path, dtype: str, mirror: bool) -> None:
+    half = load("half", _with(folder, tmp_path / "half", mirror=mirror), "cpu", dtype)
+    pictures = [image(50, 50, seed) for seed in range(5)]
+    for operation, items in ((Operation.EMBED_TEXT, TEXTS), (Operation.EMBED_IMAGE, pictures)):
+        vectors = np.stack(run(half, operation, items))
+        assert vectors.dtype == np.float32
+        assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(5), abs=1e-5)
+
+
+def test_vectors_under_autocast_are_of_unit_norm(model: RevlnModel) -> None:
+    ids, lengths = pad([model.prepare(Operation.EMBED_TEXT, text) for text in TEXTS])
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        both = [model.net.image.embed(torch.randn(5, 4, 1280)), model.net.text(ids, lengths)]
+    for vectors in both:
+        assert vectors.dtype == torch.float32
+        assert vectors.norm(dim=1).numpy() == pytest.approx(np.ones(5), abs=1e-5)
 
 
 def test_a_pictures_vector_is_that_of_the_sum_of_its_own_and_its_mirror_images(
