@@ -184,6 +184,13 @@ def test_a_folder_of_another_run_is_refused_and_not_mixed_with_it(data: Path, wh
     assert weights(whole) == before
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("flag", ["--bf16", "--fp32"])
+def test_all_stages_run_on_a_gpu_in_either_precision(data: Path, tmp_path: Path, flag: str) -> None:
+    run(data, tmp_path, 1, "--device", "cuda", flag)
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "model.safetensors").values())
+
+
 def test_extra_captions_without_pairs_teach_the_decoder_only(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
