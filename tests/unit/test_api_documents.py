@@ -52,7 +52,7 @@ def test_every_route_stands_in_the_documentation(openapi: dict[str, Any]) -> Non
     examples = {
         "{job_id}": ("{id}", "$ID"),
         "{name}": ("holiday", "clip"),
-        "{sha256}": ("e95375…", "9741129e…"),
+        "{sha256}": ("596aa1…", "9741129e…"),
         "{key_id}": ("5f0e8a7d9c3b2a10",),
         "{webhook_id}": ("msg_01a2150cc2ed717695fc4e5428cd8750",),
     }
