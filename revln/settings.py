@@ -305,4 +305,5 @@ def _env_name(location: tuple[int | str, ...]) -> str:
     """The variable, and the place in its JSON."""
     if not location:
         return "settings"
-    return ", ".join([ENV_PREFIX + str(location[0]).upper(), *filter(None, [".".join(map(str, location[1:]))])])
+    name, place = ENV_PREFIX + str(location[0]).upper(), ".".join(map(str, location[1:]))
+    return f"{name}, {place}" if place else name

@@ -11,6 +11,7 @@ import click
 
 from revln.errors import ModelUnavailable, RevlnError, ValidationFailed
 from revln.models.base import Model
+from revln.models.device import cuda_count
 from revln.models.families import AUTO, weights_only
 from revln.models.registry import ModelCatalog
 from revln.models.sources import fetch
@@ -97,9 +98,7 @@ def device_of(option: str) -> str:
     """
     if option == "cpu":
         return option
-    import torch
-
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = cuda_count()
     if option == AUTO:
         return "cuda" if there else "cpu"
     found = re.fullmatch(r"cuda(?::(\d+))?", option)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from revln.errors import ModelUnavailable
 
-__all__ = ["ITEM_BYTES", "check_device", "resolve_dtype"]
+__all__ = ["ITEM_BYTES", "check_device", "cuda_count", "resolve_dtype"]
 
 # Bytes of one weight.
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def cuda_count() -> int:
+    """How many CUDA devices this machine has that work."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def check_device(name: str, device: str) -> None:
     """Raises ModelUnavailable if this machine does not have the device that model ``name`` is to run on."""
     if device == "cpu":
         return
-    import torch
-
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = cuda_count()
     wanted = int(device.partition(":")[2] or 0)
     if wanted >= there:
         has = f"only cuda:0 to cuda:{there - 1}" if there else "no CUDA device that works"

@@ -22,7 +22,7 @@ from revln.models.memory import out_of_memory
 from revln.models.sources import fetch, locate
 from revln.settings import ModelSettings
 
-__all__ = ["BUILT_IN", "ModelCatalog", "load_folder"]
+__all__ = ["BUILT_IN", "ModelCatalog", "describe_folder", "load_folder"]
 
 BUILT_IN = "revln-tiny"
 
@@ -97,7 +97,16 @@ class ModelCatalog:
 
 def load_folder(folder: Path, device: str, dtype: str = "float32") -> Model:
     """A checkpoint folder that no operator named, of whatever family it says; raises as `ModelCatalog.load` does."""
-    return ModelCatalog({folder.name: ModelSettings(source=str(folder), dtype=dtype)}).load(folder.name, device)
+    return _of_folder(folder, dtype).load(folder.name, device)
+
+
+def describe_folder(folder: Path) -> ModelInfo:
+    """What `load_folder` would load; raises as `ModelCatalog.describe` does."""
+    return _of_folder(folder).describe(folder.name)
+
+
+def _of_folder(folder: Path, dtype: str = "float32") -> ModelCatalog:
+    return ModelCatalog({folder.name: ModelSettings(source=str(folder), dtype=dtype)})
 
 
 class _Read(NamedTuple):

@@ -143,9 +143,9 @@ def joint_stage(
         texts = _texts(text, item.rows, device)
         extra = _texts(text, item.extra, device) if item.extra else texts[:0]
         total = _contrast(vectors, texts, item, scale, options)
-        if asked := teachers():
+        if present := teachers():
             with torch.autocast(device.type, enabled=False):
-                answers = [one.answers(views, item.asked) for one in asked]
+                answers = [one.answers(views, item.asked) for one in present]
                 taught = teaching_loss(vectors, torch.cat([texts, extra]), scale(), extra_scale(), answers)
             total = (1 - options.teaching) * total + options.teaching * taught
         if item.extra:

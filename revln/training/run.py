@@ -21,11 +21,10 @@ from safetensors.torch import load_file
 from revln.errors import ValidationFailed
 from revln.models.image_cnn import load_backbone
 from revln.models.memory import keep_freed_memory
-from revln.models.registry import ModelCatalog, load_folder
+from revln.models.registry import describe_folder, load_folder
 from revln.models.revln_card import TOKENIZER_FILE, WEIGHTS_FILE, RevlnConfig
 from revln.models.revln_family import RevlnNet, load
 from revln.models.tokenizer import Tokenizer, train_tokenizer
-from revln.settings import ModelSettings
 from revln.training.calibrate import evidence_threshold, match_thresholds
 from revln.training.captions import CaptionData, DecoderTraining, Prompter, Retrieved, caption_stage, language_stage
 from revln.training.contrast import dev_recall, embed_images, embed_texts
@@ -105,7 +104,7 @@ class _Training:
             _load_backbone(self.net, options)
         self.pictures = Pictures(options.images)
         for folder in options.teachers:
-            check_teacher(ModelCatalog({folder.name: ModelSettings(source=str(folder))}).describe(folder.name))
+            check_teacher(describe_folder(folder))
         self.net.to(self.device)
         self.net.image.to(memory_format=torch.channels_last)
         deadline = time.monotonic() + (options.time_limit_s or math.inf)
@@ -118,7 +117,7 @@ class _Training:
             options.patience,
             deadline,
             options.learning_rate,
-            partial(_told, options),
+            partial(_hangs_on, options),
         )
         self.curves = Curves(options.out)
         self.prompter = Prompter(self.tokenizer, self.config.max_evidence, self.config.evidence_tokens)
@@ -292,7 +291,7 @@ _OWN = {
 }  # fmt: skip
 
 
-def _told(options: TrainOptions, stage: str) -> dict[str, str]:
+def _hangs_on(options: TrainOptions, stage: str) -> dict[str, str]:
     """By the names on the command line."""
     names = (*_EVERY, *_OWN.get(stage, ()))
     return {"--" + name.replace("teachers", "teacher").replace("_", "-"): _value(options, name) for name in names}

@@ -25,7 +25,7 @@ from revln.models.revln_card import RevlnConfig
 from revln.training.data import Example
 from revln.training.evaluate import _retrieve, run_model
 from revln.training.options import TrainOptions
-from revln.training.run import _told
+from revln.training.run import _hangs_on
 from tests.tiny_captioners import save_vit_gpt2
 from tests.tiny_models import photo, save_clip
 
@@ -236,7 +236,7 @@ def test_an_ablation_takes_over_the_stages_that_its_change_does_not_touch_and_th
 
     def told(variant: ablations.Variant, stage: str) -> dict[str, str]:
         command = ablations._command(whole, variant, ["--data", str(data / "captions.jsonl")])
-        return _told(TrainOptions(**train.make_context(command[0], command[1:]).params), stage)
+        return _hangs_on(TrainOptions(**train.make_context(command[0], command[1:]).params), stage)
 
     for variant in ablations.VARIANTS[1:]:
         folder = tmp_path / variant.name
