@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from revln.models.revln_card import fingerprint
+from revln.models.revln.card import fingerprint
 
 _DATA = Path("../shared/data")
 _STAGES = ("text", "language", "joint", "caption", "self-critical")

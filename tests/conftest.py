@@ -96,9 +96,9 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A revln checkpoint with random weights and small networks: real code, no waiting for arithmetic."""
     import torch
 
-    from revln.models.revln_card import RevlnConfig
-    from revln.models.revln_family import RevlnNet
-    from revln.models.tokenizer import train_tokenizer
+    from revln.models.revln.card import RevlnConfig
+    from revln.models.revln.model import RevlnNet
+    from revln.models.revln.tokenizer import train_tokenizer
     from revln.training.export import export
     from revln.training.options import TrainOptions
 

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revln.models.captioner import Captioner
 from revln.models.decoding import pad_left
-from revln.models.revln_family import RevlnNet
-from revln.models.tokenizer import EOS, PAD, Tokenizer
+from revln.models.revln.decoder import Captioner
+from revln.models.revln.model import RevlnNet
+from revln.models.revln.tokenizer import EOS, PAD, Tokenizer
 from revln.training.pixels import Augment, View
 from revln.training.stage import Stage, convolving, rng_of
 

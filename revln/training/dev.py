@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from revln.models.base import CaptionOptions
-from revln.models.captioner import Captioner
 from revln.models.decoding import Row
-from revln.models.revln_family import RevlnNet
+from revln.models.revln.decoder import Captioner
+from revln.models.revln.model import RevlnNet
 from revln.training.captions import Prompter, caption_loss, target
 from revln.training.metrics import score_captions
 from revln.training.pixels import batches_of, whole

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from revln.models.revln_family import RevlnNet
-from revln.models.text_gru import TextEncoder, pad
-from revln.models.tokenizer import Tokenizer
+from revln.models.revln.model import RevlnNet
+from revln.models.revln.text_gru import TextEncoder, pad
+from revln.models.revln.tokenizer import Tokenizer
 from revln.training.captions import caption_loss, target
 from revln.training.contrast import Scale, contrastive_loss
 from revln.training.pixels import Augment, View

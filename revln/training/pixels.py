@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from revln.models.image_cnn import pixels
+from revln.models.revln.image_cnn import pixels
 from revln.training.data import Pictures
 
 __all__ = ["Augment", "View", "batches_of", "cache_pixels", "may_be_mirrored", "whole"]

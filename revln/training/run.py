@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import load_file
 
 from revln.errors import ValidationFailed
-from revln.models.image_cnn import load_backbone
 from revln.models.memory import keep_freed_memory
 from revln.models.registry import describe_folder, load_folder
-from revln.models.revln_card import TOKENIZER_FILE, WEIGHTS_FILE, RevlnConfig
-from revln.models.revln_family import RevlnNet, load
-from revln.models.tokenizer import Tokenizer, train_tokenizer
+from revln.models.revln.card import TOKENIZER_FILE, WEIGHTS_FILE, RevlnConfig
+from revln.models.revln.image_cnn import load_backbone
+from revln.models.revln.model import RevlnNet, load
+from revln.models.revln.tokenizer import Tokenizer, train_tokenizer
 from revln.training.calibrate import evidence_threshold, match_thresholds
 from revln.training.captions import CaptionData, DecoderTraining, Prompter, Retrieved, caption_stage, language_stage
 from revln.training.contrast import dev_recall, embed_images, embed_texts

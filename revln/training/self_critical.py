@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from revln.models.captioner import Captioner
 from revln.models.decoding import pad_left
-from revln.models.tokenizer import BOS, EOS, PAD, Tokenizer
+from revln.models.revln.decoder import Captioner
+from revln.models.revln.tokenizer import BOS, EOS, PAD, Tokenizer
 from revln.training.captions import DecoderTraining
 from revln.training.metrics import Cider, tokenize
 from revln.training.pixels import View

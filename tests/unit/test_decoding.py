@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from revln.models.base import CaptionOptions
-from revln.models.captioner import Captioner
 from revln.models.decoding import Decoded, Row, pad_left, seed_from
-from revln.models.tokenizer import BOS, EOS, PAD
+from revln.models.revln.decoder import Captioner
+from revln.models.revln.tokenizer import BOS, EOS, PAD
 
 V = 40
 ROWS = [Row([BOS, *range(5, 5 + n)], prefix, seed) for n, prefix, seed in [(1, 0, 1), (9, 3, 2), (4, 0, 3), (20, 8, 4)]]

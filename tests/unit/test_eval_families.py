@@ -21,7 +21,7 @@ from revln.cli.train import train
 from revln.errors import ModelUnavailable
 from revln.models.base import Operation
 from revln.models.registry import load_folder
-from revln.models.revln_card import RevlnConfig
+from revln.models.revln.card import RevlnConfig
 from revln.training.data import Example
 from revln.training.evaluate import _retrieve, run_model
 from revln.training.options import TrainOptions

@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from revln.errors import ItemInvalid, ModelUnavailable
-from revln.models import revln_card
 from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Model, ModelInfo, Operation
 from revln.models.decoding import Decoded, Row, pad_left
-from revln.models.revln_card import RevlnConfig
-from revln.models.revln_family import RevlnModel, RevlnNet, load
-from revln.models.text_gru import pad
-from revln.models.tokenizer import EOS, PAD, train_tokenizer
+from revln.models.revln import card as revln_card
+from revln.models.revln.card import RevlnConfig
+from revln.models.revln.model import RevlnModel, RevlnNet, load
+from revln.models.revln.text_gru import pad
+from revln.models.revln.tokenizer import EOS, PAD, train_tokenizer
 from revln.training.contrast import embed_images
 from revln.training.export import export
 from revln.training.options import TrainOptions
@@ -405,7 +405,7 @@ def test_a_folder_that_is_older_than_the_settings_of_its_use_reads_as_without(ba
 
 def test_describe_counts_parameters_without_torch(folder: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from revln.models.revln_card import describe; "
+        "import sys; from pathlib import Path; from revln.models.revln.card import describe; "
         "print(describe('tiny', Path(sys.argv[1])).parameters); assert 'torch' not in sys.modules"
     )
     out = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)

@@ -31,11 +31,11 @@ from revln.cli.train import train
 from revln.errors import ValidationFailed
 from revln.images import ImageLimits, decode_image
 from revln.models.base import Operation
-from revln.models.captioner import Captioner
 from revln.models.registry import load_folder
-from revln.models.revln_card import RevlnConfig
-from revln.models.revln_family import load
-from revln.models.tokenizer import BOS, EOS, PAD, train_tokenizer
+from revln.models.revln.card import RevlnConfig
+from revln.models.revln.decoder import Captioner
+from revln.models.revln.model import load
+from revln.models.revln.tokenizer import BOS, EOS, PAD, train_tokenizer
 from revln.training.calibrate import evidence_threshold, match_thresholds
 from revln.training.captions import Prompter, caption_loss
 from revln.training.contrast import contrastive_loss

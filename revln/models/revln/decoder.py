@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from revln.models.base import CaptionOptions
 from revln.models.decoding import Decoded, Row, Tokens, copies, decode
-from revln.models.tokenizer import BOS, EOS, PAD
+from revln.models.revln.tokenizer import BOS, EOS, PAD
 
 __all__ = ["Captioner"]
 

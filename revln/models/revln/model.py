@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from revln.errors import ItemInvalid, ModelUnavailable
 from revln.models.base import Caption, CaptionOptions, CaptionRequest, ModelInfo, Operation
-from revln.models.captioner import Captioner
 from revln.models.checkpoint import Checkpoint
 from revln.models.decoding import Decoded, Row, seed_from
-from revln.models.image_cnn import CHANNELS, ImageEncoder, pixels, to_unit
-from revln.models.revln_card import TOKENIZER_FILE, WEIGHTS_FILE, RevlnConfig, describe
-from revln.models.text_gru import TextEncoder, pad
-from revln.models.tokenizer import PAD, Tokenizer
+from revln.models.revln.card import TOKENIZER_FILE, WEIGHTS_FILE, RevlnConfig, describe
+from revln.models.revln.decoder import Captioner
+from revln.models.revln.image_cnn import CHANNELS, ImageEncoder, pixels, to_unit
+from revln.models.revln.text_gru import TextEncoder, pad
+from revln.models.revln.tokenizer import PAD, Tokenizer
 from revln.models.transfer import DTYPES, Collated, Transfer
 
 __all__ = ["PreparedCaption", "RevlnModel", "RevlnNet", "load", "load_checkpoint"]
