@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from anyio.to_thread import run_sync
 
 from revln.access import ALL_SCOPES, DEFAULT_TENANT, OWNER, Caller, is_loopback, parse_key, same_secret
+from revln.db.access.keys import ApiKey, any_keys, find_key, set_used
 from revln.db.engine import Database
-from revln.db.keys import ApiKey, any_keys, find_key, set_used
 from revln.errors import RevlnError, Unauthorized, Unavailable
 from revln.settings import Settings
 

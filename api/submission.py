@@ -16,10 +16,10 @@ from api.quotas import quotas_of, refuse_what_never_fits
 from api.requests import SubmitBody
 from api.state import ApiState
 from revln.access import Caller
-from revln.db.collections import Collection, get_collection
-from revln.db.jobs import Job
-from revln.db.submit import NewChunk, NewJob, find_by_key, submit_job
-from revln.db.usage import Usage
+from revln.db.collections.collections import Collection, get_collection
+from revln.db.jobs.read import Job
+from revln.db.jobs.submit import NewChunk, NewJob, find_by_key, submit_job
+from revln.db.jobs.usage import Usage
 from revln.errors import FetchRefused, FingerprintMismatch, ItemNotFound, NotFound
 from revln.fetch import postable
 from revln.jobs.kinds import KINDS, JobKind, queue_name

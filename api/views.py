@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from revln.broker import task_id
-from revln.db.audit import AuditEntry
-from revln.db.collections import Collection
-from revln.db.jobs import Job
-from revln.db.keys import ApiKey
-from revln.db.snapshots import Snapshot
-from revln.db.webhook_log import LoggedDelivery
+from revln.db.access.audit import AuditEntry
+from revln.db.access.keys import ApiKey
+from revln.db.collections.collections import Collection
+from revln.db.collections.snapshots import Snapshot
+from revln.db.jobs.read import Job
+from revln.db.webhooks.log import LoggedDelivery
 from revln.jobs.state import JobStatus
 from revln.settings import Settings
 from revln.timestamps import timestamp

@@ -13,9 +13,9 @@ from sqlalchemy.engine import make_url
 
 from bench.figure import Figure, in_turns, median_seconds, seconds
 from revln.access import OWNER
-from revln.db.collections import create_collection
+from revln.db.collections.collections import create_collection
+from revln.db.collections.log import LogEntry, append_log, read_log
 from revln.db.engine import Database
-from revln.db.log import LogEntry, append_log, read_log
 from revln.db.migrate import upgrade
 from revln.index.collection import CollectionIndex
 from revln.settings import Settings

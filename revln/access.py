@@ -1,8 +1,8 @@
 """Who asks, and what they may do: tenants, scopes, and the form of an API key.
 
-A key reads ``rvl_<id>_<secret>``. The id finds its row (`revln.db.keys`), which holds the SHA-256 of the secret: 32
-random bytes need no slow hash. What a key makes of a request is a `Caller`, and everything that a caller does, reads or
-names is of the caller's tenant.
+A key reads ``rvl_<id>_<secret>``. The id finds its row (`revln.db.access.keys`), which holds the SHA-256 of the secret:
+32 random bytes need no slow hash. What a key makes of a request is a `Caller`, and everything that a caller does,
+reads or names is of the caller's tenant.
 """
 
 from __future__ import annotations

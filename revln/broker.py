@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from revln.db.engine import Database
-from revln.db.turns import ChunkAddress, take_unpublished
+from revln.db.jobs.turns import ChunkAddress, take_unpublished
 from revln.errors import SettingsError
 from revln.jobs.kinds import KINDS, all_queues
 from revln.settings import Settings

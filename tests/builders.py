@@ -9,10 +9,10 @@ from sqlalchemy import update
 
 from revln.access import OWNER
 from revln.db import tables
-from revln.db.chunks import ChunkResult, Claim, claim_chunk
 from revln.db.engine import Database, db_now
-from revln.db.jobs import Job
-from revln.db.submit import NewChunk, NewJob, submit_job
+from revln.db.jobs.chunks import ChunkResult, Claim, claim_chunk
+from revln.db.jobs.read import Job
+from revln.db.jobs.submit import NewChunk, NewJob, submit_job
 from revln.jobs.kinds import KINDS
 
 __all__ = ["let_backoffs_end", "let_leases_run_out", "make_job", "ok_result", "take"]

@@ -29,8 +29,8 @@ from revln.jobs.kinds import all_queues
 from revln.models.registry import ModelCatalog
 from revln.settings import Settings
 from tests.stack import wait_until
-from worker import loading
 from worker.execute import execute
+from worker.models import loading
 from worker.runtime import Runtime
 
 __all__ = ["InlineStack", "inline_stack"]

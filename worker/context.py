@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
-from revln.db.chunks import Claim
-from revln.db.splitting import split_chunk
-from revln.db.submit import NewChunk
+from revln.db.jobs.chunks import Claim
+from revln.db.jobs.splitting import split_chunk
+from revln.db.jobs.submit import NewChunk
 from revln.errors import ItemError, ItemInvalid, ItemNotFound, OutOfMemory, RevlnError, Unavailable
 from revln.jobs.kinds import KINDS, Priority
 from revln.jobs.schemas import Item

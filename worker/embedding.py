@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from revln.db.embeddings import cached_vectors, store_vectors
-from revln.db.results import vectors_from_bytes, vectors_to_bytes
+from revln.db.jobs.results import vectors_from_bytes, vectors_to_bytes
 from revln.errors import ItemError, ItemInvalid, ItemNotFound
 from revln.images import decode_image
 from revln.jobs.schemas import Item
 from revln.models.base import Operation
 from worker.context import Context
-from worker.models import LoadedModel
+from worker.models.pool import LoadedModel
 from worker.runtime import Runtime
 
 __all__ = ["Content", "embed", "image_bytes", "item_contents", "own_contents", "text_content"]

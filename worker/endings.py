@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from revln.db.burial import bury_chunk
-from revln.db.chunks import Claim, end_chunk, release_chunk
-from revln.db.crashes import charge_crash
+from revln.db.jobs.chunks import Claim, end_chunk, release_chunk
+from revln.db.jobs.crashes import charge_crash
+from revln.db.jobs.dead_letters import bury_chunk
 from revln.errors import (
     DeadlineExceeded,
     ItemError,

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from revln.db.collections import Collection
-from revln.db.generations import generation_for
+from revln.db.collections.collections import Collection
+from revln.db.collections.generations import generation_for
 from revln.errors import ItemError
 from revln.models.base import Evidence, ModelInfo
 from worker.context import Context
 from worker.embedding import Content, embed
-from worker.models import LoadedModel
-from worker.nearest import Wanted, nearest
+from worker.index.nearest import Wanted, nearest
+from worker.models.pool import LoadedModel
 
 __all__ = ["Found", "find_evidence"]
 

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection
 
-from revln.db.chunks import ChunkResult, Claim, claim_chunk, finish_chunk
-from revln.db.results import vectors_by_index, vectors_to_bytes
-from revln.db.turns import Turn
+from revln.db.jobs.chunks import ChunkResult, Claim, claim_chunk, finish_chunk
+from revln.db.jobs.results import vectors_by_index, vectors_to_bytes
+from revln.db.jobs.turns import Turn
 from revln.errors import JobError, LeaseLost
 from revln.jobs.kinds import KINDS
 from worker.context import Again, Context, Done, Outcome
 from worker.endings import end_with, persist, retry_items_in_s
-from worker.handlers import HANDLERS
+from worker.handlers.registry import HANDLERS
 from worker.leases import Lease
 from worker.runtime import Runtime
 from worker.turns import runs_long

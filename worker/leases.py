@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from threading import Event, Lock, Thread
 
-from revln.db.chunks import Claim, heartbeat, release_chunk
-from revln.db.crashes import charge_crash
 from revln.db.engine import Database
-from revln.db.jobs import cancel_requested
+from revln.db.jobs.chunks import Claim, heartbeat, release_chunk
+from revln.db.jobs.crashes import charge_crash
+from revln.db.jobs.read import cancel_requested
 from revln.errors import DeadlineExceeded, JobCanceled, LeaseLost, RevlnError, TimedOut
 from revln.settings import Settings
 

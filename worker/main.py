@@ -16,13 +16,13 @@ from revln.jobs.kinds import KINDS, all_queues
 from revln.models.memory import keep_freed_memory
 from revln.settings import Settings
 from revln.telemetry import configure_logging
-from worker.canary import ECHO_TASK, echo_queue
-from worker.consumer import StoppingWorker
 from worker.execute import execute
-from worker.janitor import Janitor
-from worker.leaving import leave_deaf, leave_hung, leave_in_time
+from worker.health.consumer import StoppingWorker
+from worker.health.echo import ECHO_TASK, echo_queue
+from worker.health.leaving import leave_deaf, leave_hung, leave_in_time
 from worker.runtime import Runtime
-from worker.sweeper import Sweeper
+from worker.upkeep.janitor import Janitor
+from worker.upkeep.sweeper import Sweeper
 
 __all__ = ["run"]
 

@@ -15,9 +15,9 @@ from uuid_utils.compat import uuid7
 from revln.blobs import BlobStore
 from revln.broker import Dispatcher
 from revln.db import workers
-from revln.db.collections import Collection
+from revln.db.collections.collections import Collection
+from revln.db.collections.snapshots import Snapshot
 from revln.db.engine import Database
-from revln.db.snapshots import Snapshot
 from revln.errors import Unavailable
 from revln.fetch import FetchPolicy, UrlFetcher
 from revln.images import ImageLimits
@@ -25,19 +25,19 @@ from revln.jobs.kinds import Priority
 from revln.models.registry import ModelCatalog
 from revln.settings import Settings
 from revln.uploads import Uploads
-from worker.auto_build import ask_for_build
-from worker.canary import Canary
-from worker.filters import FilterCache
-from worker.follower import Follower
-from worker.indexes import IndexCache
+from worker.health.echo import Canary
+from worker.health.watchdog import Watchdog
+from worker.index.auto_build import ask_for_build
+from worker.index.cache import IndexCache
+from worker.index.filters import FilterCache
+from worker.index.follower import Follower
 from worker.isolation import Isolation
 from worker.leases import LeaseKeeper
-from worker.loading import Loader
-from worker.model_orders import ModelOrders
-from worker.models import LoadedModels
+from worker.models.loading import Loader
+from worker.models.orders import ModelOrders
+from worker.models.pool import LoadedModels
 from worker.turns import Turns
-from worker.watchdog import Watchdog
-from worker.webhooks import WebhookSender
+from worker.webhooks.sender import WebhookSender
 
 __all__ = ["Runtime"]
 

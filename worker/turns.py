@@ -1,4 +1,4 @@
-"""Which chunk a message leads to: the one whose turn it is in that queue (`revln.db.turns`)."""
+"""Which chunk a message leads to: the one whose turn it is in that queue (`revln.db.jobs.turns`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from threading import Lock
 
 from revln.db.engine import Database
-from revln.db.turns import Turn, due, queue_of
+from revln.db.jobs.turns import Turn, due, queue_of
 from revln.jobs.kinds import KINDS
 
 __all__ = ["Turns", "runs_long"]

@@ -10,8 +10,8 @@ from api.access import OwnJob
 from api.answers import ChunkPage
 from api.paging import cut, decode_cursor
 from api.state import State
-from revln.db.chunk_list import ChunkInfo
-from revln.db.chunk_list import list_chunks as read_chunks
+from revln.db.jobs.chunk_list import ChunkInfo
+from revln.db.jobs.chunk_list import list_chunks as read_chunks
 from revln.jobs.state import ChunkState
 from revln.timestamps import timestamp
 

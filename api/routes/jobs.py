@@ -24,10 +24,10 @@ from api.state import ApiState, State
 from api.submission import submit
 from api.views import etag, job_view, matches, result_view
 from revln.access import Caller, Scope
-from revln.db import job_changes
-from revln.db import jobs as db_jobs
-from revln.db.jobs import Job, JobFilter
-from revln.db.results import result_items
+from revln.db.jobs import changes as job_changes
+from revln.db.jobs import read as db_jobs
+from revln.db.jobs.read import Job, JobFilter
+from revln.db.jobs.results import result_items
 from revln.errors import Unauthorized, UnsupportedMedia
 from revln.jobs.kinds import KINDS, queue_name
 from revln.jobs.state import JobStatus

@@ -16,8 +16,8 @@ from api.problems import invalid
 from api.requests import Moment
 from api.state import ApiState, State
 from api.views import delivery_view
-from revln.db import webhook_log
-from revln.db.webhook_secrets import WebhookSecret, rotate_secret, webhook_secrets
+from revln.db.webhooks import log as webhook_log
+from revln.db.webhooks.secrets import WebhookSecret, rotate_secret, webhook_secrets
 from revln.errors import FetchRefused
 from revln.fetch import postable
 from revln.jobs.schemas import Strict

@@ -10,7 +10,7 @@ from revln.db import tables
 from revln.db.engine import Database
 from revln.settings import Settings
 from tests.collections import clustered, make_collection, read, write
-from worker.auto_build import ask_for_build, ask_for_builds
+from worker.index.auto_build import ask_for_build, ask_for_builds
 
 
 def jobs(db: Database) -> list[tuple[str, dict[str, object], str]]:

@@ -8,14 +8,14 @@ from sqlalchemy import select, update
 
 from revln.blobs import BlobStore
 from revln.db import tables
-from revln.db.blanking import blank_replaced
-from revln.db.collections import Collection
+from revln.db.collections.blanking import blank_replaced
+from revln.db.collections.collections import Collection
+from revln.db.collections.log import LogEntry, append_log
+from revln.db.collections.snapshots import abandon_build, begin_build
 from revln.db.engine import Database, db_now
-from revln.db.log import LogEntry, append_log
-from revln.db.results import vectors_to_bytes
-from revln.db.snapshots import abandon_build, begin_build
+from revln.db.jobs.results import vectors_to_bytes
 from tests.collections import assert_nearest, clustered, make_collection, read, search, write
-from worker.indexes import IndexCache
+from worker.index.cache import IndexCache
 
 AT_ONCE = -1.0  # what was written just now counts as settled
 SAID = ("vector", "content_key", "text", "metadata", "image_sha256")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from revln.access import DEFAULT_TENANT, OWNER
-from revln.db import collections
-from revln.db.collections import Collection
+from revln.db.collections import collections
+from revln.db.collections.collections import Collection
+from revln.db.collections.log import LogEntry, append_log, read_log
 from revln.db.embeddings import cached_vectors, store_vectors
 from revln.db.engine import Database
-from revln.db.log import LogEntry, append_log, read_log
-from revln.db.results import vectors_to_bytes
+from revln.db.jobs.results import vectors_to_bytes
 from revln.errors import Conflict, NotFound
 
 DIM = 4

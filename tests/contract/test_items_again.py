@@ -11,14 +11,16 @@ from sqlalchemy import update
 
 from revln.access import OWNER
 from revln.blobs import BlobStore
-from revln.db import job_changes, sweep, tables
-from revln.db.burial import bury_chunk
-from revln.db.chunk_list import list_chunks
-from revln.db.chunks import ChunkResult, Claim, end_chunk, finish_chunk
+from revln.db import tables
 from revln.db.engine import Database
-from revln.db.jobs import Job, events_after, get_job
-from revln.db.results import result_items, vectors_from_bytes, vectors_to_bytes
-from revln.db.submit import NewChunk
+from revln.db.jobs import changes as job_changes
+from revln.db.jobs import sweep
+from revln.db.jobs.chunk_list import list_chunks
+from revln.db.jobs.chunks import ChunkResult, Claim, end_chunk, finish_chunk
+from revln.db.jobs.dead_letters import bury_chunk
+from revln.db.jobs.read import Job, events_after, get_job
+from revln.db.jobs.results import result_items, vectors_from_bytes, vectors_to_bytes
+from revln.db.jobs.submit import NewChunk
 from revln.errors import FetchError, ImageError, WorkerLost
 from revln.jobs.state import ChunkState, JobStatus
 from revln.settings import Settings

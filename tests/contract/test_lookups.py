@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from sqlalchemy import Connection, text
 
-from revln.db.collections import Collection, item_vectors, list_items, live_seqs, rows_by_seq
+from revln.db.collections.collections import Collection, item_vectors, list_items, live_seqs, rows_by_seq
+from revln.db.collections.generations import changes_after
+from revln.db.collections.items import live_rows
+from revln.db.collections.log import LogEntry, append_log, read_log, read_vectors
 from revln.db.embeddings import cached_vectors, store_vectors
 from revln.db.engine import Database
-from revln.db.generations import changes_after
-from revln.db.items import live_rows
-from revln.db.log import LogEntry, append_log, read_log, read_vectors
 from revln.db.migrate import upgrade
 from revln.settings import Settings
 from tests.collections import make_collection

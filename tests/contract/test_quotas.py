@@ -11,12 +11,14 @@ import pytest
 from sqlalchemy import func, select, update
 
 from revln.access import OWNER
-from revln.db import job_changes, sweep, tables
-from revln.db.burial import bury_chunk
-from revln.db.chunks import finish_chunk
+from revln.db import tables
 from revln.db.engine import Database, db_now
-from revln.db.jobs import OPEN, Job
-from revln.db.usage import Quotas, Usage, mend_usage, total_usage
+from revln.db.jobs import changes as job_changes
+from revln.db.jobs import sweep
+from revln.db.jobs.chunks import finish_chunk
+from revln.db.jobs.dead_letters import bury_chunk
+from revln.db.jobs.read import OPEN, Job
+from revln.db.jobs.usage import Quotas, Usage, mend_usage, total_usage
 from revln.errors import TooBusy
 from tests.builders import make_job, ok_result, take
 

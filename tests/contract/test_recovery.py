@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from revln.db import sweep
-from revln.db.chunks import Claim, claim_chunk, finish_chunk
 from revln.db.engine import Database
-from revln.db.jobs import Job, events_after, get_job
+from revln.db.jobs import sweep
+from revln.db.jobs.chunks import Claim, claim_chunk, finish_chunk
+from revln.db.jobs.read import Job, events_after, get_job
 from revln.errors import LeaseLost, ModelUnavailable, TimedOut, Unavailable
 from revln.jobs.state import JobStatus
 from revln.settings import Settings
 from tests.builders import let_backoffs_end, let_leases_run_out, make_job, ok_result, take
 from worker.endings import end_with, persist
 from worker.leases import Lease
-from worker.sweeper import Sweeper
+from worker.upkeep.sweeper import Sweeper
 
 AWAY = Unavailable("The database does not answer.", database=True)
 

@@ -7,9 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from revln.access import OWNER
-from revln.db.collections import Collection, delete_collection
-from revln.db.engine import Database
-from revln.db.snapshots import (
+from revln.db.collections.collections import Collection, delete_collection
+from revln.db.collections.snapshots import (
     Made,
     Snapshot,
     SnapshotState,
@@ -25,6 +24,7 @@ from revln.db.snapshots import (
     roll_back,
     set_damaged,
 )
+from revln.db.engine import Database
 from revln.errors import Conflict, LeaseLost, NotFound
 from tests.collections import clustered, make_collection, read, write
 

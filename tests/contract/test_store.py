@@ -8,13 +8,15 @@ import pytest
 from sqlalchemy import select
 
 from revln.access import DEFAULT_TENANT, OWNER
-from revln.db import job_changes, sweep, tables, turns
-from revln.db import jobs as db_jobs
-from revln.db.burial import bury_chunk
-from revln.db.chunks import Claim, claim_chunk, end_chunk, finish_chunk, heartbeat, release_chunk
+from revln.db import tables
 from revln.db.engine import Database
-from revln.db.jobs import JobFilter
-from revln.db.results import result_items
+from revln.db.jobs import changes as job_changes
+from revln.db.jobs import read as db_jobs
+from revln.db.jobs import sweep, turns
+from revln.db.jobs.chunks import Claim, claim_chunk, end_chunk, finish_chunk, heartbeat, release_chunk
+from revln.db.jobs.dead_letters import bury_chunk
+from revln.db.jobs.read import JobFilter
+from revln.db.jobs.results import result_items
 from revln.errors import Conflict, IdempotencyMismatch, LeaseLost, NotFound
 from revln.jobs.state import ChunkState, JobStatus
 from tests.builders import let_leases_run_out, make_job, ok_result, take

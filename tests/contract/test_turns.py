@@ -12,12 +12,14 @@ import pytest
 from sqlalchemy import event, insert, select, text, update
 
 from revln.access import OWNER, Caller
-from revln.db import job_changes, tables, turns
-from revln.db.burial import bury_chunk
-from revln.db.chunks import claim_chunk, finish_chunk, release_chunk
+from revln.db import tables
 from revln.db.engine import Database, db_now
-from revln.db.jobs import Job
-from revln.db.turns import Turn, due
+from revln.db.jobs import changes as job_changes
+from revln.db.jobs import turns
+from revln.db.jobs.chunks import claim_chunk, finish_chunk, release_chunk
+from revln.db.jobs.dead_letters import bury_chunk
+from revln.db.jobs.read import Job
+from revln.db.jobs.turns import Turn, due
 from tests.builders import make_job, ok_result
 from worker.turns import Turns
 

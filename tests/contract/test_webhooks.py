@@ -10,15 +10,15 @@ from sqlalchemy import Connection, func, select, update
 
 from revln.access import OWNER, Caller
 from revln.db import tables
-from revln.db.burial import bury_chunk
-from revln.db.chunks import end_chunk, finish_chunk, release_chunk
-from revln.db.deliveries import Delivery, Outcome, claim_deliveries, delete_old, give_up, record
 from revln.db.engine import Database, db_now
-from revln.db.job_changes import cancel_job, delete_job, retry_job, settle_job
-from revln.db.jobs import Job, lock_job
+from revln.db.jobs.changes import cancel_job, delete_job, retry_job, settle_job
+from revln.db.jobs.chunks import end_chunk, finish_chunk, release_chunk
+from revln.db.jobs.dead_letters import bury_chunk
+from revln.db.jobs.read import Job, lock_job
+from revln.db.jobs.sweep import expire_deadlines, recover_lost_chunks
 from revln.db.retention import purge, retire_expired
-from revln.db.sweep import expire_deadlines, recover_lost_chunks
-from revln.db.webhook_secrets import rotate_secret, webhook_secrets
+from revln.db.webhooks.deliveries import Delivery, Outcome, claim_deliveries, delete_old, give_up, record
+from revln.db.webhooks.secrets import rotate_secret, webhook_secrets
 from revln.errors import LeaseLost
 from revln.jobs.state import ChunkState
 from revln.jobs.webhooks import DeliveryState, WebhookEvent

@@ -18,8 +18,8 @@ from tests.conftest import DATABASES, fresh_database
 from tests.inline import InlineStack, inline_stack
 from tests.integration.test_search_over_http import AHEAD, ids, own, ring, run
 from tests.stack import wait_until
-from worker.follower import Follower
-from worker.indexes import IndexCache
+from worker.index.cache import IndexCache
+from worker.index.follower import Follower
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def serving(redis: EmbeddedRedis) -> Iterator[None]:
 def test_an_idle_worker_catches_up_when_a_change_is_called_out(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.follower._RECONNECT_S", 0.05)
+    monkeypatch.setattr("worker.index.follower._RECONNECT_S", 0.05)
     monkeypatch.setattr("revln.broker._QUIET_S", 0.0)  # what is called out before Redis answers would silence the next
     redis = embedded_redis.prepare(tmp_path)
     with fresh_database(kind, tmp_path, request) as url, inline_stack(url, tmp_path, redis_url=redis.url) as stack:

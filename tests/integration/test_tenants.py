@@ -16,7 +16,7 @@ import pytest
 
 from api.app import create_app
 from revln.access import Caller
-from revln.db.submit import NewChunk, NewJob, submit_job
+from revln.db.jobs.submit import NewChunk, NewJob, submit_job
 from revln.jobs.kinds import KINDS, queue_name
 from revln.settings import Settings
 from tests.conftest import DATABASES, fresh_database

@@ -13,7 +13,8 @@ from revln.db.migrate import upgrade
 from revln.jobs.kinds import all_queues
 from revln.settings import Settings
 from tests.stack import wait_until
-from worker import loading, main
+from worker import main
+from worker.models import loading
 from worker.runtime import Runtime
 
 

@@ -17,7 +17,7 @@ from revln.jobs.kinds import Priority
 from revln.models.base import Operation
 from tests.fakes import OrderedModel, OverlappingModel
 from tests.stack import wait_until
-from worker.batcher import Batcher
+from worker.models.batcher import Batcher
 
 TEXT = Operation.EMBED_TEXT
 
@@ -81,7 +81,7 @@ def test_interactive_items_go_before_bulk_and_bulk_fills_their_batch_up() -> Non
 def test_bulk_that_has_waited_long_goes_before_interactive_and_is_not_crowded_out_of_the_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.batcher._PATIENCE_S", {**dict.fromkeys(Priority, 0.0), Priority.BULK: 1e-9})
+    monkeypatch.setattr("worker.models.batcher._PATIENCE_S", {**dict.fromkeys(Priority, 0.0), Priority.BULK: 1e-9})
     model = OrderedModel(limit=2)
     with batcher_of(model) as batcher:
         block(model, batcher)

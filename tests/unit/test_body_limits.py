@@ -14,7 +14,7 @@ from api import limits
 from api.limits import LimitBody
 from revln.settings import Settings
 from tests.stack import DEADLINE_S, wait_until
-from tests.unit.test_guarded_http import app, said, serving
+from tests.unit.test_server import app, said, serving
 
 CHUNKED = b"POST %s HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Type: application/json\r\n\r\n"
 

@@ -9,7 +9,7 @@ import pytest
 from celery.worker.consumer import Consumer
 
 from revln.settings import Settings
-from worker.consumer import ForgetfulQoS, PatientConsumer, StoppingWorker
+from worker.health.consumer import ForgetfulQoS, PatientConsumer, StoppingWorker
 from worker.runtime import Runtime
 
 

@@ -128,7 +128,7 @@ def test_describing_the_shipped_model_imports_nothing_heavy() -> None:
 
 
 def test_every_kind_has_a_handler_and_every_handler_a_kind() -> None:
-    from worker.handlers import HANDLERS
+    from worker.handlers.registry import HANDLERS
 
     assert set(HANDLERS) == set(KINDS)
 

@@ -17,8 +17,8 @@ from revln.jobs.kinds import Priority
 from revln.models.base import Operation
 from tests.fakes import OrderedModel
 from tests.stack import wait_until
-from worker.batcher import Batcher
-from worker.watchdog import Watchdog, Work
+from worker.health.watchdog import Watchdog, Work
+from worker.models.batcher import Batcher
 
 STALL_S = 300.0
 
@@ -109,7 +109,7 @@ def test_a_chunks_own_thread_may_stand_in_line_for_the_database_and_wait_for_it_
 
 
 def test_the_innermost_call_of_the_thread_is_what_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.watchdog._YOUNG_S", 0.0)
+    monkeypatch.setattr("worker.health.watchdog._YOUNG_S", 0.0)
     dog = Watchdog(0.05)
     with in_a_call(lambda: dog.forward("a call that does not return", [])):
         wait_until(dog.look, what="the end of its patience")
@@ -143,7 +143,7 @@ def test_a_batcher_has_its_forward_passes_watched_for_those_who_wait_and_those_i
 
 HOLDS_THE_INTERPRETERS_LOCK = """
 import ctypes, time
-from worker.watchdog import Watchdog
+from worker.health.watchdog import Watchdog
 dog = Watchdog(5.0)
 dog.start(lambda works: print("never"))
 time.sleep(1.5)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from revln.db.collections import Collection
+from revln.db.collections.collections import Collection
 from revln.errors import ItemError, ModelUnavailable
 from revln.jobs.schemas import Item
 from worker.context import Context, Done, Outcome, parse_items
 from worker.embedding import embed, item_contents
-from worker.models import LoadedModel
+from worker.models.pool import LoadedModel
 
 __all__ = ["load_embedder", "run_embed"]
 

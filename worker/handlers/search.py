@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from revln.db.collections import Collection, item_vectors
-from revln.db.results import vectors_from_bytes
+from revln.db.collections.collections import Collection, item_vectors
+from revln.db.jobs.results import vectors_from_bytes
 from revln.errors import ItemError, ItemInvalid, ItemNotFound, ModelUnavailable
 from revln.jobs.schemas import Item
 from revln.jobs.search_schemas import AUTO, NO_MATCH_SCORE, Query, QueryPart, dedup_score
 from worker.context import Context, Done, Outcome
 from worker.embedding import embed, item_contents
 from worker.handlers.embed import load_embedder
-from worker.nearest import Wanted, nearest
-from worker.operations import open_collection
+from worker.handlers.index.collection import open_collection
+from worker.index.nearest import Wanted, nearest
 
 __all__ = ["run_search"]
 
