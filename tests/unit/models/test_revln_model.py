@@ -30,7 +30,7 @@ from revln.training.export import export
 from revln.training.options import TrainOptions
 
 TEXTS = ["a black dog runs", "two men play a guitar outside in the rain", "a child", "snow", "a red kite over the sea"]
-SHIPPED = Path(__file__).parents[2] / "revln/weights/revln-tiny"
+SHIPPED = Path(__file__).parents[3] / "revln/weights/revln-tiny"
 USE = {"mirror": False, "caption_no_repeat_ngram_size": 0, "caption_cosine": 0.0}
 WEIGHT = 100.0
 OPTIONS = [
