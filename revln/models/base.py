@@ -92,10 +92,16 @@ class CaptionRequest:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """``log_prob`` is the sum of the natural log-probabilities of the generated tokens, end token included."""
+    """One caption.
+
+    Attributes:
+        log_prob: sum of the natural log-probabilities of the generated tokens, end token included.
+        confidence: how likely it is right, in [0, 1], by what the model's training measured; None: not measured.
+    """
 
     text: str
     log_prob: float
+    confidence: float | None = None
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from revln.errors import ValidationFailed
 from revln.models.revln.card import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, RevlnConfig
-from revln.models.revln.model import RevlnNet
+from revln.models.revln.net import RevlnNet
 from revln.models.revln.tokenizer import Tokenizer
 from revln.training.files import replace_file
 from revln.training.options import TrainOptions

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,9 @@ from revln.errors import ValidationFailed
 from revln.models.memory import keep_freed_memory
 from revln.models.registry import describe_folder, load_folder
 from revln.models.revln.card import TOKENIZER_FILE, WEIGHTS_FILE, RevlnConfig
-from revln.models.revln.image_cnn import load_backbone
-from revln.models.revln.model import RevlnNet, load
+from revln.models.revln.model import load
+from revln.models.revln.net import RevlnNet
+from revln.models.revln.trunks import fold_backbone
 from revln.models.revln.tokenizer import Tokenizer, train_tokenizer
 from revln.training.calibrate import evidence_threshold, match_thresholds
 from revln.training.captions import CaptionData, DecoderTraining, Prompter, Retrieved, caption_stage, language_stage
@@ -101,7 +102,7 @@ class _Training:
         if options.license is not None:
             self.config = replace(self.config, license=options.license)
         if options.backbone:
-            _load_backbone(self.net, options)
+            _load_backbone(self.net, self.config.trunk, options)
         self.pictures = Pictures(options.images)
         for folder in options.teachers:
             check_teacher(describe_folder(folder))
@@ -317,12 +318,19 @@ def _digest(path: Path) -> str:
         raise ValidationFailed(f"{path} cannot be read: {err.strerror}") from err
 
 
-def _load_backbone(net: RevlnNet, options: TrainOptions) -> None:
+def _load_backbone(net: RevlnNet, trunk: str, options: TrainOptions) -> None:
     assert options.backbone is not None
     try:
-        load_backbone(net.image, load_file(options.backbone))
+        fold_backbone(trunk, net.image.trunk, _state(options.backbone))
     except (OSError, ValueError) as err:
         raise ValidationFailed(f"the backbone {options.backbone} cannot be used: {err}") from err
+
+
+def _state(path: Path) -> dict[str, torch.Tensor]:
+    """Read a state dict: safetensors, or what torch.save wrote, of which nothing but tensors is unpacked."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return cast("dict[str, torch.Tensor]", torch.load(path, map_location="cpu", weights_only=True))
 
 
 def _config(options: TrainOptions) -> RevlnConfig:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,18 @@ _CAPTION_ONLY = ("caption_", "max_evidence", "evidence_", "prefix_tokens", "lice
 # Said of the outputs, and not what they are made of: to measure them again makes no other model.
 _NOT_IN_FINGERPRINT = frozenset({"evidence_min_score", "match_min_score"})
 # What a folder that does not say it was measured with: it is older than the setting.
-_UNSAID: dict[str, Any] = {"mirror": False, "caption_no_repeat_ngram_size": 0, "caption_cosine": 0.0}
+_UNSAID: dict[str, Any] = {
+    "trunk": "mobilenet_v2",
+    "mirror": False,
+    "caption_vector_tokens": 0,
+    "caption_no_repeat_ngram_size": 0,
+    "caption_cosine": 0.0,
+    "caption_confidence": None,
+    "evidence_levels": None,
+}
 TOKENIZER_FILE = "tokenizer.json"
-# 1 kept the trunk's batch norms and one bidirectional GRU.
-_FORMAT = 2
+# 1 kept the trunk's batch norms and one bidirectional GRU. 2 had one trunk, and a decoder that saw no vector.
+_FORMAT, _READABLE = 3, (2, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,29 +58,37 @@ class RevlnConfig:
     format: int = _FORMAT
     # Image: squashed to image_size × image_size with a bicubic antialiased filter, then x / 127.5 − 1.
     image_size: int = 224
+    trunk: str = "efficientnet_lite2"  # one of revln.models.revln.trunks
     pool_heads: int = 8
     # A picture's vector is that of the sum of its own and its mirror image's.
     mirror: bool = True
     # The joint space.
     dim: int = 256
     # Text: lower-cased, NFC, byte-level BPE; longer texts are cut to text_tokens.
-    vocab_size: int = 5000
+    vocab_size: int = 8000
     text_tokens: int = 64
     text_embedding: int = 256
-    text_hidden: int = 384
-    # Decoder: GPT-2 with cross-attention to the feature map.
+    text_hidden: int = 512
+    # Decoder: GPT-2 with cross-attention to the feature map, and to so many places made of the picture's vector.
+    caption_vector_tokens: int = 4
     caption_width: int = 256
     caption_layers: int = 4
     caption_heads: int = 4
-    caption_inner: int = 768
-    caption_positions: int = 192
+    caption_inner: int = 1024
+    caption_positions: int = 200
     # Where a request says nothing: no run of so many tokens twice in a caption.
     caption_no_repeat_ngram_size: int = 2
     # Beams are ranked by log-probability a token, plus so many times the cosine of caption and picture; 0: without.
+    # Where caption_confidence is measured, that ranks instead.
     caption_cosine: float = 1.0
+    # Weights of a logistic regression on CONFIDENCE_FEATURES, the bias first: how likely a caption is right. Training
+    # measures it. Retrieved captions then compete with the beams.
+    caption_confidence: list[float] | None = None
     # Prompt: the best max_evidence captions, each cut to evidence_tokens; a user's prefix is cut to prefix_tokens.
     max_evidence: int = 4
     evidence_tokens: int = 20
+    # A retrieved caption's level in the prompt is the number of these cosines, to the picture, that it reaches.
+    evidence_levels: list[float] | None = None
     prefix_tokens: int = 32
     license: str = "not stated by whoever trained it"
     # Least cosine to an item that is a match at all, for a query by "text" and by "image". Training measures it.
@@ -82,15 +99,14 @@ class RevlnConfig:
     @property
     def max_new_tokens(self) -> int:
         """What the longest prompt leaves of the positions; fixed, so that no neighbour shortens a caption."""
-        fixed_words = 30  # <bos> similar: … this picture shows:, were each byte a token
-        return (
-            self.caption_positions - fixed_words - self.max_evidence * (self.evidence_tokens + 1) - self.prefix_tokens
-        )
+        fixed_words = 30  # <bos> … this picture shows:, were each byte a token
+        each = self.evidence_tokens + (1 if self.evidence_levels is None else 3)  # "." and, before it, "2:"
+        return self.caption_positions - fixed_words - self.max_evidence * each - self.prefix_tokens
 
     @property
     def places(self) -> int:
-        """Cells of the feature map: the trunk halves five times."""
-        return (self.image_size // 32) ** 2
+        """Cells of the feature map: the trunk halves five times, rounding up."""
+        return math.ceil(self.image_size / 32) ** 2
 
     def to_json(self) -> str:
         return json.dumps({"family": FAMILY, **asdict(self)}, indent=2) + "\n"
@@ -106,10 +122,10 @@ class RevlnConfig:
         if not isinstance(raw, dict) or raw.pop("family", None) != FAMILY:
             raise ModelUnavailable(f'{folder / CONFIG_FILE} does not say \'"family": "{FAMILY}"\'; {_WAY_OUT}')
         unknown = sorted(set(raw) - {field.name for field in fields(cls)})
-        if unknown or raw.get("format", 1) != _FORMAT:
+        if unknown or raw.get("format", 1) not in _READABLE:
             raise ModelUnavailable(
                 f"{folder / CONFIG_FILE} is of format {raw.get('format', 1)} with unknown settings {unknown}; "
-                f"this revln reads format {_FORMAT}. Update revln, or train the model again."
+                f"this revln reads formats {_READABLE[0]} to {_FORMAT}. Update revln, or train the model again."
             )
         return cls(**(_UNSAID | raw))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,57 +12,24 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from revln.errors import ItemInvalid, ModelUnavailable
-from revln.models.base import Caption, CaptionOptions, CaptionRequest, ModelInfo, Operation
+from revln.models.base import Caption, CaptionRequest, ModelInfo, Operation
 from revln.models.checkpoint import Checkpoint
-from revln.models.decoding import Decoded, Row, seed_from
+from revln.models.decoding import seed_from
+from revln.models.revln.captioning import PreparedCaption, RawCaptions, caption
 from revln.models.revln.card import TOKENIZER_FILE, WEIGHTS_FILE, RevlnConfig, describe
-from revln.models.revln.decoder import Captioner
-from revln.models.revln.image_cnn import CHANNELS, ImageEncoder, pixels, to_unit
-from revln.models.revln.text_gru import TextEncoder, pad
-from revln.models.revln.tokenizer import PAD, Tokenizer
+from revln.models.revln.image_cnn import pixels, to_unit
+from revln.models.revln.net import RevlnNet
+from revln.models.revln.text_gru import pad
+from revln.models.revln.tokenizer import Tokenizer
 from revln.models.transfer import DTYPES, Collated, Transfer
 
-__all__ = ["PreparedCaption", "RevlnModel", "RevlnNet", "load", "load_checkpoint"]
+__all__ = ["RevlnModel", "load", "load_checkpoint"]
 
 # Images and texts on a GPU: large enough to fill it. On a CPU more than this gains nothing and delays the neighbours.
 _MAX_BATCH = {"cuda": {"embed": 256, "caption": 64}, "cpu": {"embed": 32, "caption": 8}}
-
-
-class RevlnNet(nn.Module):
-    """The three networks, as trained and as saved."""
-
-    def __init__(self, config: RevlnConfig) -> None:
-        super().__init__()
-        self.image = ImageEncoder(config.dim, config.pool_heads)
-        self.text = TextEncoder(config.vocab_size, config.text_embedding, config.text_hidden, config.dim)
-        self.captioner = Captioner(
-            channels=CHANNELS,
-            places=config.places,
-            vocab_size=config.vocab_size,
-            positions=config.caption_positions,
-            width=config.caption_width,
-            layers=config.caption_layers,
-            heads=config.caption_heads,
-            inner=config.caption_inner,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedCaption:
-    """One picture's bytes, its prompt's tokens, and how to decode. ``prefix`` is what the user asked it to continue."""
-
-    image: Tensor  # (3, S, S) uint8
-    prompt: tuple[int, ...]
-    prefix: tuple[int, ...]
-    options: CaptionOptions
-    seed: int  # the row's own
-
-
-# The ids as told, the user's prefix included, and their log-probability.
-_RawCaption = list[tuple[list[int], float]]
 
 
 class RevlnModel:
@@ -115,7 +82,10 @@ class RevlnModel:
     def finish(self, operation: Operation, raw: Any) -> Any:
         if operation is not Operation.CAPTION:
             return cast(Tensor, raw).numpy().astype(np.float32, copy=False)
-        return tuple(Caption(self.tokenizer.decode(ids), log_prob) for ids, log_prob in cast(_RawCaption, raw))
+        return tuple(
+            Caption(self.tokenizer.decode(ids), log_prob, confidence)
+            for ids, log_prob, confidence in cast(RawCaptions, raw)
+        )
 
     def max_batch(self, operation: Operation) -> int:
         sizes = _MAX_BATCH["cpu" if self.device == "cpu" else "cuda"]
@@ -132,61 +102,22 @@ class RevlnModel:
 
     def _caption(self, request: CaptionRequest) -> PreparedCaption:
         config, options = self.config, request.options
-        best = [evidence.text for evidence in request.evidence[: config.max_evidence]]
         prefix = self.tokenizer.encode(request.prompt.strip())[: config.prefix_tokens] if request.prompt.strip() else []
-        prompt = (*self.tokenizer.prompt(best, config.evidence_tokens), *prefix)
         if options.no_repeat_ngram_size is None:
             options = replace(options, no_repeat_ngram_size=config.caption_no_repeat_ngram_size)
         room = min(options.max_new_tokens, config.max_new_tokens)
         image = pixels(request.image, config.image_size)
         seed = seed_from(options.seed, image.numpy().tobytes())
-        return PreparedCaption(image, prompt, tuple(prefix), replace(options, max_new_tokens=room), seed)
+        told = tuple(one.text for one in request.evidence if one.text.strip())
+        return PreparedCaption(image, told, tuple(prefix), replace(options, max_new_tokens=room), seed)
 
     def _unit(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 → what the trunk takes"""
         return to_unit(images, DTYPES[self.dtype]).contiguous(memory_format=torch.channels_last)
 
-    def _forward_captions(self, batch: Sequence[PreparedCaption], images: Tensor) -> list[_RawCaption]:
+    def _forward_captions(self, batch: Sequence[PreparedCaption], images: Tensor) -> list[RawCaptions]:
         places = self.net.image.places(self._unit(images))  # (B, P, 1280)
-        rows = [Row(item.prompt, len(item.prefix), item.seed) for item in batch]
-        options = batch[0].options
-        beams = max(options.num_beams, options.num_captions)
-        ranked = self.config.caption_cosine != 0 and options.temperature == 0 and beams > 1
-        asked = replace(options, num_captions=beams) if ranked else options
-        found = self.net.captioner.generate(self.net.captioner.look(places), rows, asked)
-        if ranked:
-            found = self._rank(batch, places, found)
-        # The caption that a user asked to have continued is returned whole; its log-probability is of the new tokens.
-        return [
-            [([*item.prefix, *one.ids], one.log_prob) for one in captions]
-            for item, captions in zip(batch, found, strict=True)
-        ]
-
-    def _rank(
-        self, batch: Sequence[PreparedCaption], places: Tensor, found: Sequence[Sequence[Decoded]]
-    ) -> list[list[Decoded]]:
-        """Of each picture's beams the ``num_captions`` best: those that are likely, and near it in the joint space."""
-        texts = [
-            self._ids(self.tokenizer.decode([*item.prefix, *one.ids]))
-            for item, beams in zip(batch, found, strict=True)
-            for one in beams
-        ]
-        ids, lengths = pad([text or [PAD] for text in texts])
-        told = self.net.text(ids.to(self.device), lengths).unflatten(0, (len(batch), -1))  # (B, N, D)
-        cosines = torch.einsum("bd,bnd->bn", self.net.image.embed(places), told)  # (B, N)
-        # A caption without a word is near nothing.
-        cosines = cosines.cpu().where(torch.tensor([bool(text) for text in texts]).view(cosines.shape), 0.0)
-        options = batch[0].options
-
-        def score(one: Decoded, cosine: float) -> float:
-            likely: float = one.log_prob / (len(one.ids) + 1) ** options.length_penalty
-            return likely + self.config.caption_cosine * cosine
-
-        ranked = [
-            sorted(zip(beams, near, strict=True), key=lambda pair: -score(*pair))
-            for beams, near in zip(found, cosines.tolist(), strict=True)
-        ]
-        return [[one for one, _ in beams[: options.num_captions]] for beams in ranked]
+        return caption(self.net, self.config, self.tokenizer, places, batch)
 
 
 def load_checkpoint(info: ModelInfo, checkpoint: Checkpoint, device: str, dtype: str) -> RevlnModel:

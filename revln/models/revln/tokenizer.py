@@ -14,12 +14,13 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from revln.errors import ModelUnavailable
 
-__all__ = ["BOS", "EOS", "PAD", "Tokenizer", "train_tokenizer"]
+__all__ = ["BOS", "EOS", "MOST_LEVELS", "PAD", "Tokenizer", "train_tokenizer"]
 
 PAD, BOS, EOS = 0, 1, 2
 _SPECIAL = ["<pad>", "<bos>", "<eos>"]
 # The decoder's prompt, word for word as it was trained; see Tokenizer.prompt.
 _BEFORE, _AFTER = "similar:", "this picture shows:"
+MOST_LEVELS = 10  # each is one figure
 
 
 class Tokenizer:
@@ -32,6 +33,7 @@ class Tokenizer:
         self._before = self.encode(_BEFORE)
         self._after = self.encode(_AFTER)
         self._stop = self.encode(".")[-1]
+        self._levels = [self.encode(f"{level}:") for level in range(MOST_LEVELS)]
 
     @classmethod
     def read(cls, path: Path) -> Tokenizer:
@@ -55,17 +57,20 @@ class Tokenizer:
         """Special tokens dropped, spaces trimmed; bytes that form no character become U+FFFD."""
         return " ".join(self._bpe.decode(list(ids), skip_special_tokens=True).split())
 
-    def prompt(self, evidence: Iterable[str], each: int) -> list[int]:
-        """``<bos> similar: a. b. c. d. this picture shows:``; without evidence ``<bos> this picture shows:``.
+    def prompt(self, evidence: Iterable[tuple[int | None, str]], each: int) -> list[int]:
+        """Return ``<bos> 3: a. 2: b. 0: c. this picture shows:``; without evidence ``<bos> this picture shows:``.
 
-        ``each`` is the number of tokens that one retrieved caption is cut to (Ramos et al., SmallCap, CVPR 2023).
+        The figure before a retrieved caption is its level: how near it is to the picture. Where no caption has one,
+        the prompt is ``<bos> similar: a. b. c. this picture shows:``. ``each`` is the number of tokens that one
+        caption is cut to (Ramos et al., SmallCap, CVPR 2023).
         """
+        cut = [(level, self.encode(caption.strip().rstrip(". "))[:each]) for level, caption in evidence]
+        shown = [(level, text) for level, text in cut if text]
         ids = [BOS]
-        shown = [text for text in (self.encode(caption.strip().rstrip(". "))[:each] for caption in evidence) if text]
-        if shown:
+        if shown and all(level is None for level, _ in shown):
             ids += self._before
-            for text in shown:
-                ids += [*text, self._stop]
+        for level, text in shown:
+            ids += [*(self._levels[level] if level is not None else ()), *text, self._stop]
         return ids + self._after
 
 
