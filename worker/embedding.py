@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from revln.db.collections.collections import Collection
 from revln.db.embeddings import cached_vectors, store_vectors
 from revln.db.jobs.results import vectors_from_bytes, vectors_to_bytes
-from revln.errors import ItemError, ItemInvalid, ItemNotFound
+from revln.errors import ItemError, ItemInvalid, ItemNotFound, ModelUnavailable
 from revln.images import decode_image
 from revln.jobs.schemas import Item
 from revln.models.base import Operation
 from worker.context import Context
-from worker.models.pool import LoadedModel
+from worker.models.loading import LoadedModel
 from worker.runtime import Runtime
 
-__all__ = ["Content", "embed", "image_bytes", "item_contents", "own_contents", "text_content"]
+__all__ = ["Content", "embed", "image_bytes", "item_contents", "load_embedder", "own_contents", "text_content"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,22 @@ def own_contents(context: Context, contents: Sequence[Content | ItemError]) -> l
         else one
         for one in contents
     ]
+
+
+def load_embedder(context: Context, collection: Collection | None = None) -> LoadedModel:
+    """Load the job's model, or the collection's if that was migrated since the job came in.
+
+    Raises:
+        ModelUnavailable: also if the model makes no vectors.
+    """
+    name, fingerprint = context.job.model, context.job.model_fingerprint
+    if collection is not None and collection.model_fingerprint != fingerprint:
+        name, fingerprint = collection.model, collection.model_fingerprint
+    assert name is not None
+    loaded = context.runtime.models.get(name, fingerprint)
+    if loaded.model.info.dim is None:
+        raise ModelUnavailable(f"Model {name} makes no vectors.")
+    return loaded
 
 
 def _content(context: Context, item: Item) -> Content | ItemError | Future[Content]:

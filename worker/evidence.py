@@ -13,7 +13,7 @@ from revln.models.base import Evidence, ModelInfo
 from worker.context import Context
 from worker.embedding import Content, embed
 from worker.index.nearest import Wanted, nearest
-from worker.models.pool import LoadedModel
+from worker.models.loading import LoadedModel
 
 __all__ = ["Found", "find_evidence"]
 

@@ -37,7 +37,6 @@ from revln.training.export import export
 from revln.training.joint import JointData, JointOptions, Told, joint_stage, text_stage
 from revln.training.options import TrainOptions
 from revln.training.pixels import Augment, cache_pixels, may_be_mirrored
-from revln.training.self_critical import self_critical_stage
 from revln.training.stage import Schedule, run_stage
 from revln.training.teacher import Teacher, check_teacher, teacher_of
 
@@ -197,7 +196,7 @@ class _Training:
 
     def _captions(self, space: _Space) -> None:
         options = self.options
-        if not options.caption_epochs and not options.self_critical_epochs:
+        if not options.caption_epochs:
             return
         data, dev = self._evidence(space)
         training = DecoderTraining(
@@ -210,12 +209,7 @@ class _Training:
             validate=lambda: dev.figures(self.net.captioner),
             device=self.device,
         )
-        for make, epochs in (
-            (caption_stage, options.caption_epochs),
-            (self_critical_stage, options.self_critical_epochs),
-        ):
-            if epochs:
-                run_stage(make(training, epochs), self.schedule, self.curves)
+        run_stage(caption_stage(training, options.caption_epochs), self.schedule, self.curves)
 
     def _evidence(self, space: _Space) -> tuple[CaptionData, DevCaptions]:
         """The captions of the other pictures are one store; with those without pictures they are another.

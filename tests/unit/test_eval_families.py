@@ -229,7 +229,7 @@ def test_an_ablation_takes_over_the_stages_that_its_change_does_not_touch_and_th
     for name in ("mobilenet_v2/mobilenet_v2_imagenet1001.safetensors", "coco_captions/captions.tsv.gz"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(name)
-    whole, stages = tmp_path / "whole", ("text", "language", "joint", "caption", "self-critical")
+    whole, stages = tmp_path / "whole", ("text", "language", "joint", "caption")
     (whole / "state").mkdir(parents=True)
     for name in ("tokenizer.json", *(f"state/{stage}.pt" for stage in stages)):
         (whole / name).write_text(name)

@@ -13,7 +13,7 @@ from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Operatio
 from worker.context import Context, Done, Outcome, parse_items
 from worker.embedding import Content, image_bytes, item_contents
 from worker.evidence import find_evidence
-from worker.models.pool import LoadedModel
+from worker.models.loading import LoadedModel
 
 __all__ = ["run_caption"]
 

@@ -15,8 +15,7 @@ from revln.errors import ItemError, ItemInvalid, ItemNotFound, ModelUnavailable
 from revln.jobs.schemas import Item
 from revln.jobs.search_schemas import AUTO, NO_MATCH_SCORE, Query, QueryPart, dedup_score
 from worker.context import Context, Done, Outcome
-from worker.embedding import embed, item_contents
-from worker.handlers.embed import load_embedder
+from worker.embedding import embed, item_contents, load_embedder
 from worker.handlers.index.collection import open_collection
 from worker.index.nearest import Wanted, nearest
 

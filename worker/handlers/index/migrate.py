@@ -37,7 +37,7 @@ from revln.errors import Conflict, ItemError, ItemInvalid, ModelUnavailable, Una
 from revln.models.base import Operation
 from worker.context import Again, Context, Done, Outcome
 from worker.embedding import Content, embed, own_contents, text_content
-from worker.models.pool import LoadedModel
+from worker.models.loading import LoadedModel
 
 __all__ = ["prepare_next", "run_migrate"]
 

@@ -11,8 +11,7 @@ from revln.db.jobs.results import vectors_to_bytes
 from revln.errors import ItemError, ItemInvalid
 from revln.jobs.index_schemas import IndexItem
 from worker.context import Context, Done, Outcome, parse_items
-from worker.embedding import embed, item_contents
-from worker.handlers.embed import load_embedder
+from worker.embedding import embed, item_contents, load_embedder
 from worker.handlers.index.brought_vectors import own_vector, own_vector_key
 from worker.handlers.index.collection import Change, append_changes
 from worker.handlers.index.migrate import prepare_next
