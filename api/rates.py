@@ -14,14 +14,13 @@ from typing import Any
 from limits import RateLimitItemPerSecond
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
-from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.problems import problem_response
 from revln.access import Caller
-from revln.broker import redis_url
 from revln.errors import RateLimited
+from revln.redis_clients import redis_pool_async
 from revln.settings import Settings
 
 __all__ = ["LimitRate", "Rates"]
@@ -38,8 +37,7 @@ class Rates:
 
     def __init__(self, settings: Settings) -> None:
         self._per_s = settings.requests_per_s
-        url = redis_url(settings)
-        self._pool = ConnectionPool.from_url(url, socket_timeout=_ANSWER_S, socket_connect_timeout=_ANSWER_S)
+        self._pool = redis_pool_async(settings, socket_timeout=_ANSWER_S, socket_connect_timeout=_ANSWER_S)
         options: dict[str, Any] = {"connection_pool": self._pool}
         # The scheme only tells it that this is Redis; where it is, the pool knows.
         shared = RedisStorage("redis://", implementation="redispy", key_prefix="revln:rate", **options)

@@ -16,7 +16,8 @@ from typing import TypeVar
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from revln.broker import job_channel, redis_url
+from revln.broker import job_channel
+from revln.redis_clients import connect_redis_async
 from revln.settings import Settings
 
 __all__ = ["Waiter"]
@@ -37,7 +38,7 @@ class Waiter:
     """Wakes whoever waits for a job."""
 
     def __init__(self, settings: Settings) -> None:
-        self._url = redis_url(settings)
+        self._settings = settings
         self._events: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._task: asyncio.Task[None] | None = None
         self._heard_at = float("-inf")  # the loop's time of the last word from Redis
@@ -83,9 +84,7 @@ class Waiter:
     async def _listen(self) -> None:
         """Hear of changes for as long as the API lives; reconnect when Redis goes and comes."""
         while True:
-            client = redis.asyncio.Redis.from_url(
-                self._url, decode_responses=True, socket_connect_timeout=2, health_check_interval=10
-            )
+            client = connect_redis_async(self._settings, socket_connect_timeout=2, health_check_interval=10)
             try:
                 async with client.pubsub() as pubsub:
                     await pubsub.psubscribe(job_channel("*"))

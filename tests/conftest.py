@@ -62,7 +62,7 @@ def _text(file: str) -> str:
 
 @pytest.fixture(scope="session")
 def postgresql_url() -> Iterator[str]:
-    """The URL of a real PostgreSQL 16, started once for the session."""
+    """The URL of a real PostgreSQL 18, started once for the session."""
     given = os.environ.get("TEST_POSTGRESQL_URL")
     if given:
         yield given

@@ -10,10 +10,11 @@ from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.signals import worker_shutting_down
 
-from revln.broker import CANARY_QUEUE, CANARY_TASK, canary_key, connect_redis, make_celery, task_name
+from revln.broker import CANARY_QUEUE, CANARY_TASK, canary_key, make_celery, task_name
 from revln.errors import RevlnError, SettingsError
 from revln.jobs.kinds import KINDS, all_queues
 from revln.models.memory import keep_freed_memory
+from revln.redis_clients import connect_redis
 from revln.settings import Settings
 from revln.telemetry import configure_logging
 from worker.execute import execute

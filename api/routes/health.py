@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 from uuid import uuid4
 
-import redis.asyncio
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
@@ -18,11 +17,12 @@ from api.answers import ReadyAnswer
 from api.state import ApiState, State
 from revln import __version__
 from revln.access import DEFAULT_TENANT
-from revln.broker import canary_key, redis_url
+from revln.broker import canary_key
 from revln.db.jobs.read import count_by_status, drain_rate
 from revln.db.webhooks.log import count_by_state
 from revln.db.workers import list_workers
 from revln.errors import Forbidden, RevlnError
+from revln.redis_clients import connect_redis_async
 
 __all__ = ["router"]
 
@@ -79,9 +79,7 @@ def _broker(state: ApiState) -> str:
 async def _worker(state: ApiState) -> str | None:
     """What a worker answered, or why it could not be asked; None: nobody answered."""
     nonce = uuid4().hex
-    client = redis.asyncio.Redis.from_url(
-        redis_url(state.settings), decode_responses=True, socket_connect_timeout=2, socket_timeout=_CANARY_S + 1
-    )
+    client = connect_redis_async(state.settings, socket_connect_timeout=2, socket_timeout=_CANARY_S + 1)
     try:
         await run_sync(state.dispatcher.send_canary, nonce)
         answer: Any = await client.blpop([canary_key(nonce)], timeout=_CANARY_S)

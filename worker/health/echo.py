@@ -17,7 +17,8 @@ import redis
 from kombu import Queue
 from kombu.exceptions import OperationalError
 
-from revln.broker import connect_redis, make_celery
+from revln.broker import make_celery
+from revln.redis_clients import connect_redis
 from revln.settings import Settings
 
 __all__ = ["ECHO_TASK", "Canary", "echo_queue"]

@@ -13,11 +13,12 @@ from threading import Event, Thread
 from redis.client import PubSub
 from redis.exceptions import RedisError
 
-from revln.broker import COLLECTIONS_CHANNEL, connect_redis
+from revln.broker import COLLECTIONS_CHANNEL
 from revln.db.collections.collections import get_collection
 from revln.db.collections.generations import shadows_of
 from revln.db.engine import Database
 from revln.errors import RevlnError
+from revln.redis_clients import connect_redis
 from revln.settings import Settings
 from worker.index.cache import IndexCache
 
