@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from revln.broker import task_id
 from revln.db.access.audit import AuditEntry
 from revln.db.access.keys import ApiKey
@@ -14,6 +16,7 @@ from revln.db.collections.collections import Collection
 from revln.db.collections.snapshots import Snapshot
 from revln.db.jobs.read import Job
 from revln.db.webhooks.log import LoggedDelivery
+from revln.errors import ItemError
 from revln.jobs.state import JobStatus
 from revln.settings import Settings
 from revln.timestamps import timestamp
@@ -175,7 +178,7 @@ def item_view(row: dict[str, Any]) -> dict[str, Any]:
 
 def result_view(job: Job, page: Iterable[tuple[dict[str, Any], Any]], dim: int | None) -> dict[str, Any]:
     """A page of a job's result in the form of its kind; ``dim`` is that of the job's model."""
-    items = [item if vector is None else {**item, "embedding": vector.tolist()} for item, vector in page]
+    items = [item if vector is None else _with_vector(item, vector) for item, vector in page]
     match job.kind:
         case "embed":
             return {"items": items, **_of_model(job), "dim": dim}
@@ -191,6 +194,14 @@ def result_view(job: Job, page: Iterable[tuple[dict[str, Any], Any]], dim: int |
             return {"results": results, "total": job.total, "collection": job.collection, "seq": seq}
         case _:
             return {"items": items, **_of_model(job)}
+
+
+def _with_vector(item: dict[str, Any], vector: Any) -> dict[str, Any]:
+    if np.isfinite(vector).all():
+        return {**item, "embedding": vector.tolist()}
+    # Stored before workers checked what a model gives.
+    error = ItemError("The model gave a vector with NaN. Submit the item again.")
+    return {"index": item["index"], "id": item.get("id"), "error": error.as_dict()}
 
 
 def _of_model(job: Job) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from revln.errors import ItemError, ItemInvalid, ItemNotFound, ModelUnavailable
 from revln.images import decode_image
 from revln.jobs.schemas import Item
 from revln.models.base import Operation
+from revln.models.outputs import finished
 from worker.context import Context
 from worker.models.loading import LoadedModel
 from worker.runtime import Runtime
@@ -185,8 +186,7 @@ def _own_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Content
     # Preparing gives the future of the forward pass, or the item's error; waiting for that gives the vector.
     raws = context.gather(context.gather(started))
     computed = {
-        content.key: raw if isinstance(raw, ItemError) else model.finish(content.operation, raw)
-        for content, raw in zip(missing, raws, strict=True)
+        content.key: finished(model, content.operation, raw) for content, raw in zip(missing, raws, strict=True)
     }
     good = {key: vectors_to_bytes(value) for key, value in computed.items() if not isinstance(value, ItemError)}
     store_vectors(db, model.info.joint_fingerprint, good)

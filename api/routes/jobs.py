@@ -207,7 +207,8 @@ def get_result(
     if _NPY in request.headers.get("accept", ""):
         return Response(_as_npy(state, job, offset, limit), media_type=_NPY, headers=headers)
     # Not JSONResponse: a page of vectors is long, and this route already runs in a thread of its own.
-    return Response(json.dumps(_page(state, job, offset, limit)), media_type="application/json", headers=headers)
+    body = json.dumps(_page(state, job, offset, limit), allow_nan=False)
+    return Response(body, media_type="application/json", headers=headers)
 
 
 def _as_npy(state: ApiState, job: Job, offset: int, limit: int) -> bytes:

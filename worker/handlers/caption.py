@@ -10,6 +10,7 @@ from revln.errors import ItemError, ItemInvalid
 from revln.images import decode_image
 from revln.jobs.schemas import Item
 from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Operation
+from revln.models.outputs import finished
 from worker.context import Context, Done, Outcome, parse_items
 from worker.embedding import Content, image_bytes, item_contents
 from worker.evidence import find_evidence
@@ -34,10 +35,11 @@ def run_caption(context: Context) -> Done:
     outcomes = []
     for (todo, item), found, raw in zip(parsed, evidence, raws, strict=True):
         item_id = item.id if isinstance(item, Item) else None
-        if isinstance(raw, ItemError):
-            outcomes.append(Outcome(todo.index, id=item_id, error=raw))
+        result = finished(loaded.model, Operation.CAPTION, raw)
+        if isinstance(result, ItemError):
+            outcomes.append(Outcome(todo.index, id=item_id, error=result))
             continue
-        captions = [asdict(caption) for caption in loaded.model.finish(Operation.CAPTION, raw)]
+        captions = [asdict(caption) for caption in result]
         shown: dict[str, Any] = {"captions": captions, "evidence": [asdict(one) for one in found.evidence]}
         if found.note is not None:
             shown["evidence_note"] = found.note

@@ -49,7 +49,7 @@ def result_items(
                 if cut:
                     break
                 raise _too_large(limit, len(page))
-            items = json.loads(text)
+            items = json.loads(text, parse_constant=lambda _: None)  # NaN, as it was once stored, is no JSON
             vectors = vectors_by_index(items, raw)
             page += [(item, vectors.get(item["index"])) for item in items if offset <= item["index"] < offset + limit]
     return page
