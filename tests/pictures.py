@@ -30,8 +30,10 @@ __all__ = [
     "polyglot",
     "progressive_jpeg",
     "quadrants",
+    "refining_scan",
     "rle_bmp",
     "rotated_jpeg",
+    "scans_jpeg",
     "strip_png",
     "svg",
     "tiff",
@@ -216,6 +218,41 @@ def many_scans_jpeg(scans: int = 200) -> bytes:
     data = saved(Image.new("L", (64, 64), 128), "JPEG", progressive=True)
     last = data[data.rfind(b"\xff\xc4") : -2]
     return data[:-2] + last * scans + b"\xff\xd9"
+
+
+def _segment(marker: int, payload: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", 2 + len(payload)) + payload
+
+
+def refining_scan(components: int = 1) -> bytes:
+    """A scan that needs no table: one more bit of every block's mean. Ten bytes that are a pass over the picture."""
+    which = b"".join(bytes((1 + n, 0)) for n in range(components))
+    return _segment(0xDA, bytes((components,)) + which + b"\0\0\x10")
+
+
+def scans_jpeg(
+    side: int, more: bytes = b"", *, components: int = 1, first: int = 0, frame: int = 0xC2, width: int = 0
+) -> bytes:
+    """A JPEG by hand, grey all over, with restart markers due at every block.
+
+    ``more`` stands behind the data of its only scan, in which ``first`` components are (0: all). ``frame`` is its
+    coding's marker; C2 is progressive. ``width`` of 0 is ``side``.
+    """
+    first, is_first = first or components, frame == 0xC2
+    scan = b"".join(bytes((1 + n, 0)) for n in range(first)) + (b"\0\0\1" if is_first else b"\0\x3f\0")
+    layers = b"".join(bytes((1 + n, 0x11, 0)) for n in range(components))
+    table = bytes((1, *[0] * 15, 0))  # one code, of one bit, for nothing
+    return b"".join(
+        (
+            b"\xff\xd8",
+            _segment(0xDB, b"\0" + b"\x10" * 64),
+            _segment(frame, struct.pack(">BHHB", 8, side, width or side, components) + layers),
+            _segment(0xC4, b"\0" + table + b"\x10" + table),
+            _segment(0xDD, b"\0\1"),
+            _segment(0xDA, bytes((first,)) + scan) + b"\0",
+            more + b"\xff\xd9",
+        )
+    )
 
 
 def rle_bmp(width: int = 16, height: int = 16) -> bytes:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin
 from PIL.ImageFile import ImageFile
 
-__all__ = ["SIDEWAYS", "TRANSPOSE", "draft", "orientation", "to_rgb"]
+__all__ = ["SIDEWAYS", "TRANSPOSE", "orientation", "to_rgb"]
 
 _WHITE = (255, 255, 255)
 _STRIP_PIXELS = 2**20
@@ -23,12 +23,6 @@ TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 SIDEWAYS = {5, 6, 7, 8}  # orientations that exchange width and height
-
-
-def draft(image: ImageFile, target_side: int | None) -> None:
-    """Have libjpeg unpack 1/2, 1/4 or 1/8 of the size, in the cosine domain, where that leaves ``target_side``."""
-    if target_side is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
-        image.draft(None, (target_side, target_side))
 
 
 def to_rgb(image: ImageFile, target_side: int | None) -> Image.Image:
