@@ -18,7 +18,7 @@ from api.state import ApiState
 from revln.access import Caller
 from revln.db.collections.collections import Collection, get_collection
 from revln.db.jobs.read import Job
-from revln.db.jobs.submit import NewChunk, NewJob, find_by_key, submit_job
+from revln.db.jobs.submit import Inline, NewChunk, NewJob, Range, find_by_key, submit_job
 from revln.db.jobs.usage import Usage
 from revln.errors import FetchRefused, FingerprintMismatch, ItemNotFound, NotFound
 from revln.fetch import postable
@@ -67,8 +67,8 @@ def submit(state: ApiState, by: Caller, body: SubmitBody, idempotency_key: str |
         total, chunks = len(items), list(_slices(items, chunk_items))
     else:
         assert source is not None
-        total, chunks = _manifest_chunks(state, by.tenant, source["sha256"], kind, chunk_items)
-        size_bytes += chunks[-1].source_end
+        total, chunks, end = _manifest_chunks(state, by.tenant, source["sha256"], kind, chunk_items)
+        size_bytes += end
     if kind.name == "caption":
         _refuse_endless_captions(parameters, total, state.settings.max_caption_tokens)
     quotas = quotas_of(state.settings, by)
@@ -271,12 +271,12 @@ def _parts(items: list[Any], pointer: str) -> Iterator[tuple[dict[str, Any], str
 def _slices(items: list[Any], size: int) -> Iterator[NewChunk]:
     for start in range(0, len(items), size):
         part = items[start : start + size]
-        yield NewChunk(start, len(part), items=part)
+        yield NewChunk(start, len(part), Inline(part))
 
 
 def _manifest_chunks(
     state: ApiState, tenant: str, sha256: str, kind: JobKind, chunk_items: int
-) -> tuple[int, list[NewChunk]]:
+) -> tuple[int, list[NewChunk], int]:
     """Cut a manifest into byte ranges of ``chunk_items`` lines each, without ever holding it in memory."""
     pointer = f"/input/{kind.source_field}/sha256"
     chunks: list[NewChunk] = []
@@ -287,7 +287,7 @@ def _manifest_chunks(
         with state.blobs.open(sha256, "manifests") as file:
             for begin, stop in _lines(file, pointer, state.settings.max_job_items):
                 if in_chunk == chunk_items or (in_chunk and stop - start > _RANGE_MAX_BYTES):
-                    chunks.append(NewChunk(total - in_chunk, in_chunk, source_offset=start, source_length=end - start))
+                    chunks.append(NewChunk(total - in_chunk, in_chunk, Range(start, end - start)))
                     in_chunk = 0
                 if not in_chunk:
                     start = begin
@@ -296,8 +296,8 @@ def _manifest_chunks(
         raise invalid(pointer, f"there is no manifest {sha256}; POST /v1/manifests uploads one") from err
     if not total:
         raise invalid(pointer, "the manifest has no items; it needs at least one line that is not blank")
-    chunks.append(NewChunk(total - in_chunk, in_chunk, source_offset=start, source_length=end - start))
-    return total, chunks
+    chunks.append(NewChunk(total - in_chunk, in_chunk, Range(start, end - start)))
+    return total, chunks, end
 
 
 def _lines(file: IO[bytes], pointer: str, most: int) -> Iterator[tuple[int, int]]:

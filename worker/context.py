@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from revln.db.jobs.chunks import Claim
 from revln.db.jobs.splitting import split_chunk
-from revln.db.jobs.submit import NewChunk
+from revln.db.jobs.submit import Inline, NewChunk, Range
 from revln.errors import ItemError, ItemInvalid, ItemNotFound, OutOfMemory, RevlnError, Unavailable
 from revln.jobs.kinds import KINDS, Priority
 from revln.jobs.schemas import Item
@@ -90,23 +90,27 @@ class Context:
         self.priority = Priority(self.job.priority)
         self.alone = self.claim.crash_count > 0  # it may be what killed the last worker: it shares no batch
         done = {item["index"] for item in self.claim.standing}
-        self.todo = [todo for todo in self._load() if todo.index not in done]
+        self.todo = [todo for todo, _ in self._items() if todo.index not in done]
 
-    def _load(self) -> Iterator[Todo]:
-        claim = self.claim
-        raws: Iterable[Any] = claim.items or (line for line in self._manifest().split(b"\n") if line.strip())
-        for offset, raw in enumerate(raws):
-            yield Todo(claim.first_index + offset, raw)
+    def _items(self) -> Iterator[tuple[Todo, Inline | Range]]:
+        """Each item of the chunk, and where it is if it is alone in one."""
+        first, source = self.claim.first_index, self.claim.source
+        if isinstance(source, Inline):
+            yield from ((Todo(index, raw), Inline([raw])) for index, raw in enumerate(source.items, first))
+            return
+        offset, index = source.offset, first
+        for line in self._manifest(source).split(b"\n"):
+            if line.strip():
+                yield Todo(index, line), Range(offset, len(line))
+                index += 1
+            offset += len(line) + 1
 
-    def _manifest(self) -> bytes:
+    def _manifest(self, lines: Range) -> bytes:
         """The chunk's lines. Raises ItemNotFound, Unavailable."""
-        claim = self.claim
-        assert claim.source_offset is not None
-        assert claim.source_length is not None
         manifest = self.input[KINDS[self.job.kind].source_field]["sha256"]
         if not self.runtime.uploads.of(self.job.tenant, "manifest", [manifest]):
             raise ItemNotFound(f"There is no manifest {manifest}. POST /v1/manifests uploads one.")
-        return self.runtime.blobs.read_range(manifest, "manifests", claim.source_offset, claim.source_length)
+        return self.runtime.blobs.read_range(manifest, "manifests", lines.offset, lines.length)
 
     def split(self) -> bool:
         """Cut the chunk into single items if its next crash would bury all of it; whether that was done.
@@ -117,22 +121,8 @@ class Context:
         if claim.n_items < 2 or claim.crash_count < max(1, most - 1):
             return False
         self.lease.check()
-        split_chunk(self.runtime.db, claim, self._singles())
+        split_chunk(self.runtime.db, claim, [NewChunk(todo.index, 1, source) for todo, source in self._items()])
         return True
-
-    def _singles(self) -> list[NewChunk]:
-        claim = self.claim
-        if claim.items is not None:
-            return [NewChunk(claim.first_index + at, 1, items=[raw]) for at, raw in enumerate(claim.items)]
-        assert claim.source_offset is not None
-        singles: list[NewChunk] = []
-        offset = claim.source_offset
-        for line in self._manifest().split(b"\n"):
-            if line.strip():
-                index = claim.first_index + len(singles)
-                singles.append(NewChunk(index, 1, source_offset=offset, source_length=len(line)))
-            offset += len(line) + 1
-        return singles
 
     def watched(self, what: str) -> AbstractContextManager[None]:
         """Around work of this chunk in a thread of its own that might hang."""

@@ -16,7 +16,7 @@ import pytest
 
 from api.app import create_app
 from revln.access import Caller
-from revln.db.jobs.submit import NewChunk, NewJob, submit_job
+from revln.db.jobs.submit import Inline, NewChunk, NewJob, Range, submit_job
 from revln.jobs.kinds import KINDS, queue_name
 from revln.settings import Settings
 from tests.conftest import DATABASES, fresh_database
@@ -219,13 +219,13 @@ def test_a_migration_does_not_embed_pictures_that_are_only_named(two: Two) -> No
 
 def _slip_in(two: Two, kind: str, input_: dict[str, Any], items: list[Any] | None, **more: Any) -> dict[str, Any]:
     """Write a job of Bob's into the database, past the API; what became of it."""
-    source = {"source_offset": 0, "source_length": 15} if items is None else {}
+    source = Range(0, 15) if items is None else Inline(items)
     job, _ = submit_job(
         two.house.runtime.db,
         NewJob(
             id=str(uuid4()), by=Caller("bob", "test", frozenset()), kind=kind, priority="normal",
             queue=queue_name(kind, "normal"), max_attempts=1, input=input_, total=1,
-            chunks=[NewChunk(0, 1, items=items, **source)], metadata={}, retention_s=3600.0, model="words",
+            chunks=[NewChunk(0, 1, source)], metadata={}, retention_s=3600.0, model="words",
             model_fingerprint="words-16", **more,
         ),
     )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from revln.db import tables
+from revln.db.rows import columns_of, row_to
 
 __all__ = ["ChunkInfo", "list_chunks"]
 
@@ -38,9 +39,7 @@ def list_chunks(
 ) -> list[ChunkInfo]:
     """By number, from the one behind ``after`` on."""
     columns = tables.chunks.c
-    query = select(*(columns[name] for name in ChunkInfo.__slots__)).where(
-        columns.job_id == job_id, columns.number > after
-    )
+    query = select(*columns_of(tables.chunks, ChunkInfo)).where(columns.job_id == job_id, columns.number > after)
     if state is not None:
         query = query.where(columns.state == state)
-    return [ChunkInfo(**row._mapping) for row in connection.execute(query.order_by(columns.number).limit(limit))]
+    return [row_to(ChunkInfo, row) for row in connection.execute(query.order_by(columns.number).limit(limit))]

@@ -7,13 +7,14 @@ different orders would wait for each other for ever.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, or_, select
 
 from revln.db import tables
 from revln.db.engine import db_now
+from revln.db.rows import columns_of, row_to
 from revln.errors import NotFound
 from revln.jobs.state import ChunkState, JobStatus, Tally
 
@@ -24,11 +25,11 @@ __all__ = [
     "JobFilter",
     "cancel_requested",
     "count_by_status",
+    "counters",
     "drain_rate",
     "earliest",
     "events_after",
     "get_job",
-    "job_from_row",
     "list_jobs",
     "lock_job",
     "queue_position",
@@ -80,15 +81,17 @@ class Job:
 
     @property
     def tally(self) -> Tally:
-        return Tally(
-            queued=self.chunks_queued,
-            running=self.chunks_running,
-            succeeded=self.chunks_succeeded,
-            dead=self.chunks_dead,
-            canceled=self.chunks_canceled,
-            expired=self.chunks_expired,
-            items_succeeded=self.succeeded,
-        )
+        return Tally(**{name: getattr(self, column) for column, name in _COUNTERS.items()})
+
+
+_COUNTERS = {f"chunks_{state}": state.value for state in ChunkState} | {
+    "succeeded": "items_succeeded", "failed": "items_failed"
+}  # fmt: skip
+
+
+def counters(tally: Tally) -> dict[str, int]:
+    """Return the columns of a job that say what its tally does."""
+    return {column: getattr(tally, name) for column, name in _COUNTERS.items()}
 
 
 def earliest(start: float, *after_s: float | None) -> float | None:
@@ -96,12 +99,7 @@ def earliest(start: float, *after_s: float | None) -> float | None:
     return min((start + one for one in after_s if one is not None), default=None)
 
 
-JOB_COLUMNS = [tables.jobs.c[field.name] for field in fields(Job)]
-
-
-def job_from_row(row: Any) -> Job:
-    values = dict(row._mapping)
-    return Job(**{**values, "status": JobStatus(values["status"])})
+JOB_COLUMNS = columns_of(tables.jobs, Job)
 
 
 def get_job(connection: Connection, job_id: str, tenant: str | None = None) -> Job:
@@ -121,7 +119,7 @@ def _one(connection: Connection, query: Select[Any], job_id: str, tenant: str | 
     row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFound(f"There is no job {job_id!r}.")
-    return job_from_row(row)
+    return row_to(Job, row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +154,7 @@ def list_jobs(
             or_(columns.created_at < created_at, and_(columns.created_at == created_at, columns.id < job_id))
         )
     query = select(*JOB_COLUMNS).where(*conditions).order_by(columns.created_at.desc(), columns.id.desc()).limit(limit)
-    return [job_from_row(row) for row in connection.execute(query)]
+    return [row_to(Job, row) for row in connection.execute(query)]
 
 
 def queue_position(connection: Connection, job: Job) -> int | None:

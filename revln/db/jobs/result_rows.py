@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
@@ -67,20 +68,20 @@ def write_report(connection: Connection, key: tuple[str, int], attempt: int, ite
     return added
 
 
-def begin_report_again(connection: Connection, job: Job) -> dict[str, Any]:
-    """Set a locked job that writes a report back to its one chunk, without a result; the changed counters.
+def begin_report_again(connection: Connection, job: Job) -> Job:
+    """Set a locked job that writes a report back to its one chunk, without a result. Return it as it is then.
 
-    No change for any other job, whose items that were done stay done.
+    Any other job is left as it is: its items that were done stay done.
     """
     chunks, results = tables.chunks.c, tables.results.c
     first = connection.execute(
         select(chunks["items"], chunks.n_items).where(chunks.job_id == job.id, chunks.number == 0)
     ).one_or_none()
     if first is None or first[0] != [None] or not job.succeeded + job.failed:
-        return {}
+        return job
     connection.execute(delete(tables.results).where(results.job_id == job.id))
     added = connection.execute(delete(tables.chunks).where(chunks.job_id == job.id, chunks.number > 0)).rowcount
     connection.execute(
         update(tables.chunks).where(chunks.job_id == job.id, chunks.number == 0).values(n_items=1, succeeded=0)
     )
-    return {"total": 1, "succeeded": 0, "chunks_succeeded": job.chunks_succeeded - added}
+    return replace(job, total=1, succeeded=0, chunks_succeeded=job.chunks_succeeded - added)

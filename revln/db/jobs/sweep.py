@@ -82,7 +82,7 @@ def expire_deadlines(db: Database) -> list[str]:
                 continue
             error = DeadlineExceeded(None if job.started_at else "Its deadline passed before any of it was started.")
             ended = end_queued_chunks(connection, job, ChunkState.EXPIRED)
-            settle_job(connection, job, {**ended, "error": error.as_dict()})
+            settle_job(connection, job, ended, error=error.as_dict())
             changed.append(job_id)
     return changed
 

@@ -128,7 +128,8 @@ def test_only_what_was_asked_for_is_told_and_nothing_without_a_webhook(db: Datab
 
 
 def _cancel_and_fail(connection: Connection, job_id: str) -> None:
-    settle_job(connection, lock_job(connection, job_id), {"chunks_queued": 0, "chunks_canceled": 1})
+    job = lock_job(connection, job_id)
+    settle_job(connection, job, job.tally.move(ChunkState.QUEUED, ChunkState.CANCELED))
     raise RuntimeError
 
 
