@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from revln.models.revln.decoder import Captioner
 from revln.models.revln.net import RevlnNet
-from revln.models.revln.tokenizer import EOS, PAD, Tokenizer
+from revln.models.revln.tokenizer import Tokenizer
 from revln.training.pixels import Augment, View
 from revln.training.stage import Stage, convolving, rng_of
 

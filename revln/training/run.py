@@ -24,8 +24,8 @@ from revln.models.registry import describe_folder, load_folder
 from revln.models.revln.card import TOKENIZER_FILE, WEIGHTS_FILE, RevlnConfig
 from revln.models.revln.model import load
 from revln.models.revln.net import RevlnNet
-from revln.models.revln.trunks import fold_backbone
 from revln.models.revln.tokenizer import Tokenizer, train_tokenizer
+from revln.models.revln.trunks import fold_backbone
 from revln.training.calibrate import evidence_threshold, match_thresholds
 from revln.training.captions import CaptionData, DecoderTraining, Prompter, Retrieved, caption_stage, language_stage
 from revln.training.contrast import dev_recall, embed_images, embed_texts
