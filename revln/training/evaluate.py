@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from revln.errors import ValidationFailed
 from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Model, Operation
+from revln.progress_bar import tracked
 from revln.training.data import Example, Pictures, read_captions
 from revln.training.metrics import score_captions
 from revln.training.recall import recall_both_ways
@@ -109,7 +109,7 @@ def run_model(
     """All items in batches, in order. Items are file names where ``pictures`` is given for an image operation."""
     out: list[Any] = []
     size = model.max_batch(operation)
-    for start in tqdm(range(0, len(items), size), desc=operation.value, unit="batch", disable=quiet):
+    for start in tracked(range(0, len(items), size), operation.value, hidden=quiet):
         batch = items[start : start + size]
         ready = [model.prepare(operation, pictures[item] if pictures else item) for item in batch]
         out += [model.finish(operation, raw) for raw in model.forward(operation, ready)]
@@ -147,7 +147,7 @@ def _captions(
     texts: list[str] = []
     size = model.max_batch(Operation.CAPTION)
     # In small steps, so that a thousand decoded pictures are never in memory at once.
-    for start in tqdm(range(0, len(examples), size), desc="caption", unit="batch"):
+    for start in tracked(range(0, len(examples), size), "caption"):
         rows = range(start, min(start + size, len(examples)))
         requests = [CaptionRequest(pictures[examples[i].file], evidence[i], options=decoding) for i in rows]
         ready = [model.prepare(Operation.CAPTION, request) for request in requests]
