@@ -7,8 +7,10 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from api.keyring import KeyRing
+from api.pool import SlowWork
 from api.publisher import Publisher
 from api.rates import Rates
+from api.thumbnails import ThumbnailCache
 from api.waiting import Waiter
 from revln.blobs import BlobStore
 from revln.broker import Dispatcher
@@ -19,6 +21,8 @@ from revln.settings import Settings
 from revln.uploads import Uploads
 
 __all__ = ["ApiState", "State"]
+
+_PICTURES_WAITING = 64  # of one tenant: a page's thumbnails, asked for at once
 
 
 class ApiState:
@@ -32,6 +36,9 @@ class ApiState:
         self.keys = KeyRing(self.db, settings)
         self.catalog = ModelCatalog(settings.models, settings.default_model)
         self.image_limits = ImageLimits(max_pixels=settings.max_image_pixels, memory_bytes=settings.image_memory_bytes)
+        # One more than there are cores: a tenant may have all of these and still leaves a thread to the others.
+        self.pictures = SlowWork("pictures", settings.cores + 1, _PICTURES_WAITING)
+        self.thumbnails = ThumbnailCache()
         self.dispatcher = Dispatcher(settings, self.db)
         self.publisher = Publisher(self.dispatcher)
         self.waiter = Waiter(settings)

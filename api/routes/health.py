@@ -36,7 +36,7 @@ _READY: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/healthz", summary="The API process answers")
-def healthz() -> dict[str, str]:
+async def healthz() -> dict[str, str]:  # a plain function would wait for a thread
     return {"status": "ok", "version": __version__}
 
 

@@ -10,8 +10,9 @@ from PIL import Image
 
 from revln.errors import ItemInvalid
 from revln.images.limits import MEDIA_TYPES, ImageLimits
-from revln.images.opening import opened
+from revln.images.opening import opened, refusal
 from revln.images.pixels import SIDEWAYS, TRANSPOSE, orientation, to_rgb
+from revln.images.signature import format_of
 
 __all__ = [
     "THUMBNAIL_MEDIA_TYPE",
@@ -19,6 +20,7 @@ __all__ = [
     "ImageFacts",
     "decode_image",
     "inspect_image",
+    "media_type_of",
     "thumbnail",
 ]
 
@@ -50,6 +52,14 @@ def inspect_image(data: bytes, limits: ImageLimits) -> ImageFacts:
         to_rgb(image, _INSPECTED_SIDE)
         seen = (height, width) if orientation(image) in SIDEWAYS else (width, height)
     return ImageFacts(MEDIA_TYPES[name], *seen, len(data), hashlib.sha256(data).hexdigest())
+
+
+def media_type_of(data: bytes) -> str:
+    """Name the format that these bytes begin as; nothing is decoded. Raises ImageError if it is none that is read."""
+    name = format_of(data)
+    if name is None:
+        raise refusal(data, None, tuple(MEDIA_TYPES))
+    return MEDIA_TYPES[name]
 
 
 def decode_image(data: bytes, limits: ImageLimits, target_side: int | None = None) -> Image.Image:

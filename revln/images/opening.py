@@ -18,7 +18,7 @@ from revln.images.jpeg import Frame, read_frame
 from revln.images.limits import ImageLimits, check_size
 from revln.images.signature import describe, format_of
 
-__all__ = ["Opened", "opened"]
+__all__ = ["Opened", "opened", "refusal"]
 
 # Bytes that a pixel takes while it is unpacked (measured). WebP: libwebp's two canvases, and a copy of one. JPEG: the
 # picture is unpacked at its final size, and turned.
@@ -78,10 +78,7 @@ def opened(data: bytes, limits: ImageLimits, target_side: int | None) -> Iterato
     """
     name = format_of(data)
     if name is None or name not in limits.formats:
-        raise ImageError(
-            f"These {len(data):,} bytes are {describe(data, name)}; revln reads {', '.join(limits.formats)}. "
-            "Convert the picture to one of them."
-        )
+        raise refusal(data, name, limits.formats)
     with _translated(name), ExitStack() as memory:
         if name == "JPEG":
             frame = read_frame(data)
@@ -109,6 +106,14 @@ def opened(data: bytes, limits: ImageLimits, target_side: int | None) -> Iterato
         if not early:
             memory.enter_context(held(_bytes_of(name, image.size, target_side), limits.memory_bytes))
         yield Opened(name, *image.size, image)
+
+
+def refusal(data: bytes, name: str | None, formats: tuple[str, ...]) -> ImageError:
+    """Say what was sent instead of what is read."""
+    return ImageError(
+        f"These {len(data):,} bytes are {describe(data, name)}; revln reads {', '.join(formats)}. Convert the picture "
+        "to one of them."
+    )
 
 
 class _Watched(io.BytesIO):
