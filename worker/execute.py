@@ -69,7 +69,7 @@ def _call_out(runtime: Runtime, claim: Claim, *, ended: bool = False) -> None:
     changed = (job.tenant, job.collection) if ended and job.kind == "index" and job.collection else None
     runtime.dispatcher.announce(job.id, changed)
     if claim.job.webhook is not None:
-        runtime.webhooks.nudge()
+        runtime.webhooks.wake()
 
 
 def _run_claimed(runtime: Runtime, claim: Claim) -> bool:
