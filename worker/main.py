@@ -83,9 +83,14 @@ def choose_queues(wanted: str) -> list[str]:
 def _register(app: Celery, runtime: Runtime) -> None:
     """One Celery task for each kind, so that Flower tells them apart; all of them run a chunk."""
 
-    def run_chunk(job_id: str, number: int) -> None:
+    def run_chunk(job_id: str, number: int) -> str:
+        """Run the chunk whose turn it is in the queue of the one that the message names.
+
+        That may be another one, of another job and tenant: turns change after a message is published
+        (`revln.db.jobs.turns`). What is returned tells it, and is what Flower shows as the task's result.
+        """
         with runtime.occupied(by_chunk=True):
-            execute(runtime, job_id, number)
+            return execute(runtime, job_id, number)
 
     for kind in KINDS:
         app.task(run_chunk, name=task_name(kind))
