@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -105,31 +104,6 @@ def image_bytes(runtime: Runtime, content: Content) -> bytes:
     return runtime.blobs.get(content.image_sha256, "images")
 
 
-class _InFlight:
-    """Who is computing which vector right now, so that nobody computes it a second time."""
-
-    def __init__(self) -> None:
-        self._futures: dict[tuple[str, str], Future[Any]] = {}
-        self._lock = Lock()
-
-    def claim(self, fingerprint: str, key: str) -> tuple[Future[Any], bool]:
-        """The future of this vector, and whether the caller is the one to fill it."""
-        with self._lock:
-            known = self._futures.get((fingerprint, key))
-            if known is not None:
-                return known, False
-            mine: Future[Any] = Future()
-            self._futures[fingerprint, key] = mine
-            return mine, True
-
-    def done(self, fingerprint: str, key: str) -> None:
-        with self._lock:
-            self._futures.pop((fingerprint, key), None)
-
-
-_in_flight = _InFlight()
-
-
 def embed(
     context: Context, loaded: LoadedModel, contents: Sequence[Content | ItemError]
 ) -> list[NDArray[np.float32] | ItemError]:
@@ -149,11 +123,11 @@ def _readable(loaded: LoadedModel, content: Content | ItemError) -> Content | It
 
 def _shared_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Content]) -> dict[str, Any]:
     """The vector or the error of each, by key; what another thread is at already is waited for."""
-    fingerprint = loaded.model.info.joint_fingerprint
+    fingerprint, in_flight = loaded.model.info.joint_fingerprint, context.runtime.in_flight
     mine: list[tuple[Content, Future[Any]]] = []
     theirs: list[tuple[Content, Future[Any]]] = []
     for content in wanted:
-        future, ours = _in_flight.claim(fingerprint, content.key)
+        future, ours = in_flight.claim(fingerprint, content.key)
         (mine if ours else theirs).append((content, future))
     found: dict[str, Any] = {}
     try:
@@ -161,7 +135,7 @@ def _shared_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Cont
     finally:
         # Whatever happened to us, those who wait for our vectors must hear of it.
         for content, future in mine:
-            _in_flight.done(fingerprint, content.key)
+            in_flight.done(fingerprint, content.key)
             future.set_result(found.get(content.key))
     for (content, _), value in zip(theirs, context.gather((future for _, future in theirs), shared=True), strict=True):
         found[content.key] = value

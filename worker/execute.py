@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection
 
+from revln.broker import task_id
 from revln.db.jobs.chunks import ChunkResult, Claim, claim_chunk, finish_chunk
 from revln.db.jobs.results import vectors_by_index, vectors_to_bytes
 from revln.db.jobs.turns import Turn
@@ -32,35 +33,39 @@ _TRIES = 5  # to claim what is due before somebody else does
 _MOST_RUNS = 1_000
 
 
-def execute(runtime: Runtime, job_id: str, number: int) -> None:
+def execute(runtime: Runtime, job_id: str, number: int) -> str:
     """Run the chunk whose turn it is in the queue of this one. Never raises for what a chunk does: that is in its row.
+
+    Returns:
+        Which chunk that was, to be shown.
 
     Raises:
         Unavailable: the database does not answer; the sweeper will find the chunk again.
     """
     for _ in range(_TRIES):
-        if _execute(runtime, (job_id, number)):
-            return
+        if ran := _execute(runtime, (job_id, number)):
+            return ran
+    return "nothing: other workers were first"
 
 
-def _execute(runtime: Runtime, rung_by: tuple[str, int]) -> bool:
-    """Whether that was it: False if another worker was quicker to claim what was due."""
+def _execute(runtime: Runtime, rung_by: tuple[str, int]) -> str:
+    """Return what ran; empty if another worker claimed the chunk first."""
     with runtime.turns.next(rung_by) as turn:
         if turn is None:
             log.info("nothing waits in the queue of chunk %s.%d", *rung_by)
-            return True
+            return "nothing: its queue is empty"
         # Before the claim: a lease must not run out in line.
         with _place(runtime, turn):
             other = rung_by if rung_by != turn.address else None
             claim = claim_chunk(runtime.db, *turn.address, runtime.worker_id, runtime.settings.lease_s, rung_by=other)
             runtime.turns.claimed(turn)
             if claim is None:
-                return False
+                return ""
             if claim.job.chunks_running == 1:
                 _call_out(runtime, claim)
             if _run_claimed(runtime, claim):
                 _call_out(runtime, claim, ended=True)
-            return True
+            return f"ran {task_id(*turn.address)}"
 
 
 def _call_out(runtime: Runtime, claim: Claim, *, ended: bool = False) -> None:
@@ -69,7 +74,7 @@ def _call_out(runtime: Runtime, claim: Claim, *, ended: bool = False) -> None:
     changed = (job.tenant, job.collection) if ended and job.kind == "index" and job.collection else None
     runtime.dispatcher.announce(job.id, changed)
     if claim.job.webhook is not None:
-        runtime.webhooks.nudge()
+        runtime.webhooks.wake()
 
 
 def _run_claimed(runtime: Runtime, claim: Claim) -> bool:

@@ -20,10 +20,7 @@ from revln.telemetry import configure_logging
 from worker.execute import execute
 from worker.health.consumer import StoppingWorker
 from worker.health.echo import ECHO_TASK, echo_queue
-from worker.health.leaving import leave_deaf, leave_hung, leave_in_time
 from worker.runtime import Runtime
-from worker.upkeep.janitor import Janitor
-from worker.upkeep.sweeper import Sweeper
 
 __all__ = ["run"]
 
@@ -38,14 +35,13 @@ def run(settings: Settings) -> int:
     warnings.filterwarnings("ignore", category=SecurityWarning)
     queues = choose_queues(settings.queues)
     runtime = Runtime(settings, queues)
-    background = (Sweeper(runtime), Janitor(runtime))
     app = make_celery(settings)
     app.conf.task_queues.append(echo_queue(runtime.worker_id))
     _register(app, runtime)
 
     def stopping(code: int = 0) -> None:
-        runtime.canary.hush()  # from here on it is meant not to hear
-        leave_in_time(runtime, code)
+        runtime.canary.halt()  # from here on it is meant not to hear
+        runtime.leaving.in_time(code)
 
     worker_shutting_down.connect(lambda **_: stopping(), weak=False)
     worker = StoppingWorker(
@@ -63,13 +59,7 @@ def run(settings: Settings) -> int:
     )
     # Not in Celery's worker_init: it swallows what a receiver raises, and would go on without leases.
     runtime.start()
-    runtime.watchdog.start(lambda works: leave_hung(runtime, works))
-    runtime.canary.start(lambda: leave_deaf(runtime))
-    for part in background:
-        part.start()
     worker.start()
-    for part in background:
-        part.stop()
     runtime.stop()
     return int(worker.exitcode or 0)
 
@@ -94,9 +84,14 @@ def choose_queues(wanted: str) -> list[str]:
 def _register(app: Celery, runtime: Runtime) -> None:
     """One Celery task for each kind, so that Flower tells them apart; all of them run a chunk."""
 
-    def run_chunk(job_id: str, number: int) -> None:
+    def run_chunk(job_id: str, number: int) -> str:
+        """Run the chunk whose turn it is in the queue of the one that the message names.
+
+        That may be another one, of another job and tenant: turns change after a message is published
+        (`revln.db.jobs.turns`). What is returned tells it, and is what Flower shows as the task's result.
+        """
         with runtime.occupied(by_chunk=True):
-            execute(runtime, job_id, number)
+            return execute(runtime, job_id, number)
 
     for kind in KINDS:
         app.task(run_chunk, name=task_name(kind))

@@ -40,13 +40,12 @@ def serving(redis: EmbeddedRedis) -> Iterator[None]:
 def test_an_idle_worker_catches_up_when_a_change_is_called_out(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.index.follower._RECONNECT_S", 0.05)
     monkeypatch.setattr("revln.broker._QUIET_S", 0.0)  # what is called out before Redis answers would silence the next
     redis = embedded_redis.prepare(tmp_path)
     with fresh_database(kind, tmp_path, request) as url, inline_stack(url, tmp_path, redis_url=redis.url) as stack:
         runtime = stack.runtime
         other = IndexCache(runtime.db, runtime.blobs)  # of a worker that is not asked again
-        follower = Follower(stack.settings, runtime.db, other)
+        follower = Follower(stack.settings, runtime.db, other, reconnect_s=0.05)
         searched, unknown = own(stack, *ring(5)), own(stack, *ring(5))
         index = other.caught_up(read(runtime.db, searched))
         follower.start()

@@ -18,9 +18,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from threading import Event, Lock, Thread, get_ident
+from threading import Lock, get_ident
 from types import FrameType
 from typing import Protocol
+
+from worker.loop import Loop
 
 __all__ = ["STDERR", "Waiting", "Watchdog", "Work"]
 
@@ -87,25 +89,22 @@ class Work:
         return self._thread
 
 
-class Watchdog:
-    """``stall_s``: how long anything may stand still, even if somebody would wait for it for longer."""
+class Watchdog(Loop):
+    """Looks every second.
 
-    def __init__(self, stall_s: float) -> None:
-        self._stall_s = stall_s
+    Args:
+        stall_s: how long anything may stand still, even if somebody would wait for it for longer.
+        on_hang: is called once, with what hangs, and should not return.
+    """
+
+    def __init__(self, stall_s: float, on_hang: Callable[[list[Work]], object]) -> None:
+        super().__init__("watchdog", _LOOK_S, self._judge)
+        self._stall_s, self._on_hang = stall_s, on_hang
         self._works: set[Work] = set()
         self._lock = Lock()
-        self._stop = Event()
-        self._thread: Thread | None = None
-
-    def start(self, on_hang: Callable[[list[Work]], None]) -> None:
-        """Look every second; ``on_hang`` is called once, with what hangs, and should not return."""
-        self._thread = Thread(target=self._run, args=(on_hang,), name="watchdog", daemon=True)
-        self._thread.start()
 
     def stop(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout=5.0)
+        super().stop()
         faulthandler.cancel_dump_traceback_later()
 
     @contextmanager
@@ -142,15 +141,9 @@ class Watchdog:
             work.look(now, frames.get(work.thread))
         return [work for work in works if work.hangs(now, self._stall_s)]
 
-    def _run(self, on_hang: Callable[[list[Work]], None]) -> None:
-        while not self._stop.wait(_LOOK_S):
-            try:
-                # Native code that hangs and keeps the interpreter's lock stops us, too: a thread of C ends the process.
-                faulthandler.dump_traceback_later(self._stall_s, exit=True, file=STDERR)
-                hanging = self.look()
-            except Exception:
-                log.exception("the watchdog could not look")
-                continue
-            if hanging:
-                on_hang(hanging)
-                return
+    def _judge(self) -> None:
+        # Native code that hangs and keeps the interpreter's lock stops us, too: a thread of C ends the process.
+        faulthandler.dump_traceback_later(self._stall_s, exit=True, file=STDERR)
+        if hanging := self.look():
+            self.halt()
+            self._on_hang(hanging)

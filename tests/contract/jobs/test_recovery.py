@@ -129,17 +129,19 @@ def test_the_living_may_renew_their_leases_before_a_sweeper_that_found_no_databa
     job = make_job(db, n_items=1)
     take(db, job)
     let_leases_run_out(db)
-    sweeper = Sweeper(runtime_of(db))
-    sweeper._recover()
+    away = iter([AWAY])
+
+    def look() -> None:
+        for err in away:
+            raise err
+
+    sweeper = Sweeper(Settings(), db, runtime_of(db).dispatcher, look)
+    sweeper.recover()
     assert read(db, job).chunks_running == 1, "it has just begun"
     sweeper._recover_at = 0.0
-
-    def fails() -> None:
-        raise AWAY
-
-    sweeper._step("publish", fails)
-    sweeper._recover()
+    sweeper._call(2, look)
+    sweeper.recover()
     assert read(db, job).chunks_running == 1
     sweeper._recover_at = 0.0
-    sweeper._recover()
+    sweeper.recover()
     assert read(db, job).chunks_queued == 1
