@@ -14,6 +14,7 @@ from revln.db.collections.collections import Collection
 from revln.db.collections.snapshots import Snapshot
 from revln.db.jobs.read import Job
 from revln.db.webhooks.log import LoggedDelivery
+from revln.jobs.kinds import KINDS
 from revln.jobs.state import JobStatus
 from revln.settings import Settings
 from revln.timestamps import timestamp
@@ -176,25 +177,9 @@ def item_view(row: dict[str, Any]) -> dict[str, Any]:
 def result_view(job: Job, page: Iterable[tuple[dict[str, Any], Any]], dim: int | None) -> dict[str, Any]:
     """A page of a job's result in the form of its kind; ``dim`` is that of the job's model."""
     items = [item if vector is None else {**item, "embedding": vector.tolist()} for item, vector in page]
-    match job.kind:
-        case "embed":
-            return {"items": items, **_of_model(job), "dim": dim}
-        case "index":
-            head = max((item["seq"] for item in items if "seq" in item), default=0)
-            return {"items": items, "total": job.total, "collection": job.collection, "head_seq": head}
-        case "search":
-            results = [
-                {"query": item["index"], **{key: item[key] for key in ("hits", "error") if key in item}}
-                for item in items
-            ]
-            seq = max((item["seq"] for item in items if "seq" in item), default=0)
-            return {"results": results, "total": job.total, "collection": job.collection, "seq": seq}
-        case _:
-            return {"items": items, **_of_model(job)}
-
-
-def _of_model(job: Job) -> dict[str, Any]:
-    return {"total": job.total, "model": job.model, "model_fingerprint": job.model_fingerprint}
+    seq = max((item["seq"] for item in items if "seq" in item), default=0)
+    about = {name: getattr(job, name) for name in ("total", "model", "model_fingerprint", "collection")}
+    return KINDS[job.kind].result.page(items, {**about, "dim": dim, "seq": seq, "head_seq": seq})
 
 
 def key_view(key: ApiKey) -> dict[str, Any]:

@@ -42,13 +42,13 @@ def text_content(text: str) -> Content:
     return Content("text:" + hashlib.sha256(normal.encode()).hexdigest(), Operation.EMBED_TEXT, text=normal)
 
 
-def item_contents(context: Context, items: Sequence[Item | ItemError]) -> list[Content | ItemError]:
+def item_contents(context: Context[Any], items: Sequence[Item | ItemError]) -> list[Content | ItemError]:
     """What of each item is embedded: its image if it has one, else its text. URLs are fetched beside each other."""
     found = context.gather([item if isinstance(item, ItemError) else _content(context, item) for item in items])
     return own_contents(context, found)
 
 
-def own_contents(context: Context, contents: Sequence[Content | ItemError]) -> list[Content | ItemError]:
+def own_contents(context: Context[Any], contents: Sequence[Content | ItemError]) -> list[Content | ItemError]:
     """A picture that the job's tenant does not have is not there, even if its vector or its bytes are."""
     named = {one.image_sha256 for one in contents if isinstance(one, Content)} - {None}
     have = context.runtime.uploads.of(context.job.tenant, "image", [sha256 for sha256 in named if sha256])
@@ -60,7 +60,7 @@ def own_contents(context: Context, contents: Sequence[Content | ItemError]) -> l
     ]
 
 
-def _content(context: Context, item: Item) -> Content | ItemError | Future[Content]:
+def _content(context: Context[Any], item: Item) -> Content | ItemError | Future[Content]:
     if item.image is None:
         return text_content(item.text or "")
     if item.image.sha256 is not None:
@@ -113,7 +113,7 @@ _in_flight = _InFlight()
 
 
 def embed(
-    context: Context, loaded: LoadedModel, contents: Sequence[Content | ItemError]
+    context: Context[Any], loaded: LoadedModel, contents: Sequence[Content | ItemError]
 ) -> list[NDArray[np.float32] | ItemError]:
     """A unit-norm (D,) float32 vector for each content, or the error of that one."""
     contents = [_readable(loaded, content) for content in contents]
@@ -129,7 +129,7 @@ def _readable(loaded: LoadedModel, content: Content | ItemError) -> Content | It
     return ItemInvalid(f"Model {loaded.model.info.name} does not read {what}.")
 
 
-def _shared_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Content]) -> dict[str, Any]:
+def _shared_vectors(context: Context[Any], loaded: LoadedModel, wanted: Sequence[Content]) -> dict[str, Any]:
     """The vector or the error of each, by key; what another thread is at already is waited for."""
     fingerprint = loaded.model.info.joint_fingerprint
     mine: list[tuple[Content, Future[Any]]] = []
@@ -154,7 +154,7 @@ def _shared_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Cont
     return found
 
 
-def _own_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Content]) -> dict[str, Any]:
+def _own_vectors(context: Context[Any], loaded: LoadedModel, wanted: Sequence[Content]) -> dict[str, Any]:
     """From the database, else computed and stored there.
 
     Looked up only now that they are ours: who looked before could miss what another thread stored in between.
@@ -176,7 +176,7 @@ def _own_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Content
     return {**{key: vectors_from_bytes(raw, 1)[0] for key, raw in known.items()}, **computed}
 
 
-def _prepare(context: Context, loaded: LoadedModel, content: Content) -> Future[Any]:
+def _prepare(context: Context[Any], loaded: LoadedModel, content: Content) -> Future[Any]:
     """In the prepare pool: decode and resize beside the forward pass, then queue for it."""
     model = loaded.model
     item: Any = content.text

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from revln.db.collections.collections import Collection
 from revln.errors import ItemError, ModelUnavailable
-from revln.jobs.schemas import Item
+from revln.jobs.schemas import Item, ItemsParameters
 from worker.context import Context, Done, Outcome, parse_items
 from worker.embedding import embed, item_contents
 from worker.models.pool import LoadedModel
@@ -12,7 +14,7 @@ from worker.models.pool import LoadedModel
 __all__ = ["load_embedder", "run_embed"]
 
 
-def run_embed(context: Context) -> Done:
+def run_embed(context: Context[ItemsParameters]) -> Done:
     loaded = load_embedder(context)
     parsed = parse_items(context.todo, Item)
     vectors = embed(context, loaded, item_contents(context, [item for _, item in parsed]))
@@ -26,7 +28,7 @@ def run_embed(context: Context) -> Done:
     )
 
 
-def load_embedder(context: Context, collection: Collection | None = None) -> LoadedModel:
+def load_embedder(context: Context[Any], collection: Collection | None = None) -> LoadedModel:
     """The job's model, if it embeds anything at all; the collection's, if that was migrated since the job came in.
 
     Raises ModelUnavailable.
