@@ -43,13 +43,13 @@ def text_content(text: str) -> Content:
     return Content("text:" + hashlib.sha256(normal.encode()).hexdigest(), Operation.EMBED_TEXT, text=normal)
 
 
-def item_contents(context: Context, items: Sequence[Item | ItemError]) -> list[Content | ItemError]:
+def item_contents(context: Context[Any], items: Sequence[Item | ItemError]) -> list[Content | ItemError]:
     """What of each item is embedded: its image if it has one, else its text. URLs are fetched beside each other."""
     found = context.gather([item if isinstance(item, ItemError) else _content(context, item) for item in items])
     return own_contents(context, found)
 
 
-def own_contents(context: Context, contents: Sequence[Content | ItemError]) -> list[Content | ItemError]:
+def own_contents(context: Context[Any], contents: Sequence[Content | ItemError]) -> list[Content | ItemError]:
     """A picture that the job's tenant does not have is not there, even if its vector or its bytes are."""
     named = {one.image_sha256 for one in contents if isinstance(one, Content)} - {None}
     have = context.runtime.uploads.of(context.job.tenant, "image", [sha256 for sha256 in named if sha256])
@@ -61,7 +61,7 @@ def own_contents(context: Context, contents: Sequence[Content | ItemError]) -> l
     ]
 
 
-def load_embedder(context: Context, collection: Collection | None = None) -> LoadedModel:
+def load_embedder(context: Context[Any], collection: Collection | None = None) -> LoadedModel:
     """Load the job's model, or the collection's if that was migrated since the job came in.
 
     Raises:
@@ -77,7 +77,7 @@ def load_embedder(context: Context, collection: Collection | None = None) -> Loa
     return loaded
 
 
-def _content(context: Context, item: Item) -> Content | ItemError | Future[Content]:
+def _content(context: Context[Any], item: Item) -> Content | ItemError | Future[Content]:
     if item.image is None:
         return text_content(item.text or "")
     if item.image.sha256 is not None:
@@ -105,7 +105,7 @@ def image_bytes(runtime: Runtime, content: Content) -> bytes:
 
 
 def embed(
-    context: Context, loaded: LoadedModel, contents: Sequence[Content | ItemError]
+    context: Context[Any], loaded: LoadedModel, contents: Sequence[Content | ItemError]
 ) -> list[NDArray[np.float32] | ItemError]:
     """A unit-norm (D,) float32 vector for each content, or the error of that one."""
     contents = [_readable(loaded, content) for content in contents]
@@ -121,7 +121,7 @@ def _readable(loaded: LoadedModel, content: Content | ItemError) -> Content | It
     return ItemInvalid(f"Model {loaded.model.info.name} does not read {what}.")
 
 
-def _shared_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Content]) -> dict[str, Any]:
+def _shared_vectors(context: Context[Any], loaded: LoadedModel, wanted: Sequence[Content]) -> dict[str, Any]:
     """The vector or the error of each, by key; what another thread is at already is waited for."""
     fingerprint, in_flight = loaded.model.info.joint_fingerprint, context.runtime.in_flight
     mine: list[tuple[Content, Future[Any]]] = []
@@ -146,7 +146,7 @@ def _shared_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Cont
     return found
 
 
-def _own_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Content]) -> dict[str, Any]:
+def _own_vectors(context: Context[Any], loaded: LoadedModel, wanted: Sequence[Content]) -> dict[str, Any]:
     """From the database, else computed and stored there.
 
     Looked up only now that they are ours: who looked before could miss what another thread stored in between.
@@ -167,7 +167,7 @@ def _own_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Content
     return {**{key: vectors_from_bytes(raw, 1)[0] for key, raw in known.items()}, **computed}
 
 
-def _prepare(context: Context, loaded: LoadedModel, content: Content) -> Future[Any]:
+def _prepare(context: Context[Any], loaded: LoadedModel, content: Content) -> Future[Any]:
     """In the prepare pool: decode and resize beside the forward pass, then queue for it."""
     model = loaded.model
     item: Any = content.text

@@ -212,7 +212,7 @@ def get_result(
 
 
 def _as_npy(state: ApiState, job: Job, offset: int, limit: int) -> bytes:
-    if job.kind != "embed" or job.model is None:
+    if not KINDS[job.kind].operation(job.input).makes_vectors or job.model is None:
         raise UnsupportedMedia(f"A {job.kind} job has no vectors; ask for application/json.")
     with state.db.read() as connection:
         page = result_items(connection, job.id, offset, limit, as_json=False)

@@ -8,6 +8,7 @@ manifest.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -28,6 +29,7 @@ from revln.jobs.text import storable
 __all__ = [
     "CaptionInput",
     "CaptionItem",
+    "CaptionParameters",
     "CaptionResult",
     "CollectionName",
     "EmbedInput",
@@ -40,8 +42,11 @@ __all__ = [
     "ItemId",
     "ItemResult",
     "ItemsInput",
+    "ItemsParameters",
+    "JobResult",
     "ManifestRef",
     "Metadata",
+    "Parameters",
     "Strict",
     "Text",
     "refuse_blank",
@@ -154,11 +159,39 @@ class ManifestRef(Strict):
     sha256: Sha256
 
 
-class ItemsInput(Strict):
+class Parameters(BaseModel):
+    """A job's input without its items: what its row keeps, and what its handler is given.
+
+    A row of an older version has the defaults of what came later; fields of a newer version are left out.
+    """
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, frozen=True)
+
+    @property
+    def manifest_sha256(self) -> str | None:
+        """The manifest that holds the items, if they are not in the chunks."""
+        return None
+
+    @property
+    def brings_vectors(self) -> bool:
+        """Whether the items' vectors come with them."""
+        return False
+
+
+class ItemsParameters(Parameters):
+    manifest: ManifestRef | None = None
+
+    @property
+    def manifest_sha256(self) -> str | None:
+        return self.manifest.sha256 if self.manifest else None
+
+
+class ItemsInput(ItemsParameters):
     """Items in the body, or in an uploaded manifest."""
 
+    model_config = Strict.model_config
+
     items: Annotated[list[Item], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None
-    manifest: ManifestRef | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -181,16 +214,7 @@ class CaptionItem(Item):
     image: ImageRef
 
 
-class CaptionInput(ItemsInput):
-    """Describe each image; with a collection, prompted with the captions of its nearest items."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"items": [{"id": "dsc-1", "image": {"sha256": SHA_EXAMPLE}}], "collection": "holiday"}]
-        }
-    )
-
-    items: Annotated[list[CaptionItem], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None  # type: ignore[assignment]
+class CaptionParameters(ItemsParameters):
     collection: CollectionName | None = None
     filter: FilterJson | None = None
     neighbors: Annotated[int, Field(ge=1, le=16)] = 4
@@ -223,6 +247,18 @@ class CaptionInput(ItemsInput):
         Field(max_length=200, description="The caption continues it, and begins with it."),
         AfterValidator(storable),
     ] = ""
+
+
+class CaptionInput(CaptionParameters, ItemsInput):
+    """Describe each image; with a collection, prompted with the captions of its nearest items."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"items": [{"id": "dsc-1", "image": {"sha256": SHA_EXAMPLE}}], "collection": "holiday"}]
+        }
+    )
+
+    items: Annotated[list[CaptionItem], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None  # type: ignore[assignment]
 
     @model_validator(mode="after")
     def _something_to_filter(self) -> Self:
@@ -284,7 +320,16 @@ class EmbedItemResult(ItemResult):
     embedding: list[float] | None = None
 
 
-class EmbedResult(BaseModel):
+class JobResult(BaseModel):
+    """One page of a job's result."""
+
+    @classmethod
+    def page(cls, items: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a page of this form, given the items as their chunks keep them and what the job says of itself."""
+        return {name: items if name == "items" else about[name] for name in cls.model_fields}
+
+
+class EmbedResult(JobResult):
     items: list[EmbedItemResult]
     total: int
     dim: int
@@ -313,7 +358,7 @@ class CaptionItemResult(ItemResult):
     evidence_note: str | None = Field(None, description="Why there is no evidence, where a collection was named.")
 
 
-class CaptionResult(BaseModel):
+class CaptionResult(JobResult):
     items: list[CaptionItemResult]
     total: int
     model: str

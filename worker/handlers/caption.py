@@ -8,7 +8,7 @@ from typing import Any
 
 from revln.errors import ItemError, ItemInvalid
 from revln.images import decode_image
-from revln.jobs.schemas import Item
+from revln.jobs.schemas import CaptionParameters, Item
 from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Operation
 from revln.models.outputs import finished
 from worker.context import Context, Done, Outcome, parse_items
@@ -19,7 +19,7 @@ from worker.models.loading import LoadedModel
 __all__ = ["run_caption"]
 
 
-def run_caption(context: Context) -> Done:
+def run_caption(context: Context[CaptionParameters]) -> Done:
     assert context.job.model is not None
     loaded = context.runtime.models.get(context.job.model, context.job.model_fingerprint)
     loaded.require(Operation.CAPTION)
@@ -53,14 +53,15 @@ def _with_image(item: Item | ItemError) -> Item | ItemError:
     return ItemInvalid("This item has no image; only images can be captioned.")
 
 
-def _prepare(context: Context, loaded: LoadedModel, content: Content, evidence: tuple[Evidence, ...]) -> Future[Any]:
-    model = loaded.model
+def _prepare(
+    context: Context[CaptionParameters], loaded: LoadedModel, content: Content, evidence: tuple[Evidence, ...]
+) -> Future[Any]:
+    model, asked = loaded.model, context.parameters
     data = image_bytes(context.runtime, content)
-    names = [one.name for one in fields(CaptionOptions) if one.name in context.input]
-    options = CaptionOptions(**{name: context.input[name] for name in names})
+    options = CaptionOptions(**{one.name: getattr(asked, one.name) for one in fields(CaptionOptions)})
     with context.watched("preparing a picture"):
         image = decode_image(data, context.runtime.image_limits, target_side=model.info.image_size)
-        prepared = model.prepare(Operation.CAPTION, CaptionRequest(image, evidence, context.input["prompt"], options))
+        prepared = model.prepare(Operation.CAPTION, CaptionRequest(image, evidence, asked.prompt, options))
     return loaded.batcher.submit(
         Operation.CAPTION, prepared, context.priority, alone=context.alone, owner=context.lease
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from revln.errors import ItemError
-from revln.jobs.schemas import Item
+from revln.jobs.schemas import Item, ItemsParameters
 from worker.context import Context, Done, Outcome, parse_items
 from worker.embedding import embed, item_contents, load_embedder
 
 __all__ = ["run_embed"]
 
 
-def run_embed(context: Context) -> Done:
+def run_embed(context: Context[ItemsParameters]) -> Done:
     loaded = load_embedder(context)
     parsed = parse_items(context.todo, Item)
     vectors = embed(context, loaded, item_contents(context, [item for _, item in parsed]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any
 
@@ -147,28 +147,12 @@ def _insert(connection: Connection, new: NewJob) -> Job:
     assert now is not None
     connection.execute(
         insert(tables.jobs).values(
-            id=new.id,
+            **{field.name: getattr(new, field.name) for field in fields(new) if field.name in tables.jobs.c},
             tenant=tenant,
             key_id=key_id,
-            kind=new.kind,
             status=JobStatus.QUEUED,
-            priority=new.priority,
-            model=new.model,
-            model_fingerprint=new.model_fingerprint,
-            collection=new.collection,
-            tag=new.tag,
-            input=new.input,
-            metadata=new.metadata,
-            webhook=new.webhook,
-            total=new.total,
-            idempotency_key=new.idempotency_key,
-            request_sha256=new.request_sha256,
             created_at=now,
             deadline_at=earliest(now, new.deadline_s, new.starting_deadline_s),
-            deadline_s=new.deadline_s,
-            active_deadline_s=new.active_deadline_s,
-            retention_s=new.retention_s,
-            size_bytes=new.size_bytes,
         )
     )
     count = 0
