@@ -46,6 +46,9 @@ def api(host: str | None, port: int | None) -> None:
     os.environ.update(settings.to_env())
     import uvicorn
 
+    from revln.db.migrate import require_tables
+
+    require_tables(settings)
     from revln.cli.guarded_http import GuardedHttp
 
     configure_logging(settings)
