@@ -11,6 +11,7 @@ from celery.exceptions import SecurityWarning
 from celery.signals import worker_shutting_down
 
 from revln.broker import CANARY_QUEUE, CANARY_TASK, canary_key, make_celery, task_name
+from revln.db.migrate import require_tables
 from revln.errors import RevlnError, SettingsError
 from revln.jobs.kinds import KINDS, all_queues
 from revln.models.memory import keep_freed_memory
@@ -34,6 +35,7 @@ def run(settings: Settings) -> int:
     # It warns of root because of pickle; only JSON is accepted here.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     queues = choose_queues(settings.queues)
+    require_tables(settings)
     runtime = Runtime(settings, queues)
     app = make_celery(settings)
     app.conf.task_queues.append(echo_queue(runtime.worker_id))

@@ -46,6 +46,9 @@ def api(host: str | None, port: int | None) -> None:
     os.environ.update(settings.to_env())
     import uvicorn
 
+    from revln.db.migrate import require_tables
+
+    require_tables(settings)
     configure_logging(settings)
     give_back_large_blocks()
     _allow_open_files(2 * settings.max_connections + FILES_BESIDE)
