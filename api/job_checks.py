@@ -74,6 +74,13 @@ def _check_caption(new: Submission, settings: Settings) -> None:
     """Quotas count items, and one item may be a thousand times the work of another."""
     asked, most = new.parameters, settings.max_caption_tokens
     assert isinstance(asked, CaptionParameters)
+    if asked.min_confidence is not None and (new.info is None or not new.info.has_confidence):
+        name = new.info.name if new.info else "of this job"
+        raise invalid(
+            "/input/min_confidence",
+            f"captions of model {name} have no confidence: leave min_confidence out, or use a model whose config.json "
+            "has caption_confidence, which 'revln train' measures",
+        )
     rows = "num_captions" if asked.temperature else "num_beams"
     tokens = new.total * getattr(asked, rows) * asked.max_new_tokens
     if tokens > most:

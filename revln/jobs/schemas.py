@@ -221,6 +221,10 @@ class CaptionParameters(ItemsParameters):
     evidence_min_score: Annotated[
         float | None, Field(ge=-1, le=1, description="Texts with a lower cosine are no evidence; else the model's own.")
     ] = None
+    min_confidence: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="Captions of a lower confidence are left out, and `caption_note` says so."),
+    ] = None
     num_beams: Annotated[int, Field(ge=1, le=16, description="1: greedy.")] = 3
     num_captions: Annotated[int, Field(ge=1, le=16)] = 1
     max_new_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)] = 24
@@ -344,6 +348,7 @@ class ImageHandle(BaseModel):
 class CaptionText(BaseModel):
     text: str
     log_prob: float
+    confidence: float | None = Field(None, description="How likely it is right, in [0, 1]; null: not measured.")
 
 
 class EvidenceText(BaseModel):
@@ -354,6 +359,7 @@ class EvidenceText(BaseModel):
 
 class CaptionItemResult(ItemResult):
     captions: list[CaptionText] | None = None
+    caption_note: str | None = Field(None, description="Why there is no caption, where `min_confidence` was given.")
     evidence: list[EvidenceText] | None = None
     evidence_note: str | None = Field(None, description="Why there is no evidence, where a collection was named.")
 

@@ -47,6 +47,8 @@ class ModelInfo:
     match_min_score: Mapping[str, float] | None = None
     # Least cosine of a retrieved caption that may be evidence, by its operator or its card; None: neither says.
     evidence_min_score: float | None = None
+    # Its captions say how likely they are right, by what its training measured.
+    has_confidence: bool = False
     joint_fingerprint: str = ""
 
     def __post_init__(self) -> None:

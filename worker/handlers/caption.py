@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, fields
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from revln.errors import ItemError, ItemInvalid
 from revln.images import decode_image
 from revln.jobs.schemas import CaptionParameters, Item
-from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Operation
+from revln.models.base import Caption, CaptionOptions, CaptionRequest, Evidence, Operation
 from revln.models.outputs import finished
 from worker.context import Context, Done, Outcome, parse_items
 from worker.embedding import Content, image_bytes, item_contents
@@ -39,12 +40,28 @@ def run_caption(context: Context[CaptionParameters]) -> Done:
         if isinstance(result, ItemError):
             outcomes.append(Outcome(todo.index, id=item_id, error=result))
             continue
-        captions = [asdict(caption) for caption in result]
-        shown: dict[str, Any] = {"captions": captions, "evidence": [asdict(one) for one in found.evidence]}
+        captions, note = _sure_enough(result, context.parameters.min_confidence)
+        shown: dict[str, Any] = {
+            "captions": [asdict(caption) for caption in captions],
+            "evidence": [asdict(one) for one in found.evidence],
+        }
+        if note is not None:
+            shown["caption_note"] = note
         if found.note is not None:
             shown["evidence_note"] = found.note
         outcomes.append(Outcome(todo.index, id=item_id, fields=shown))
     return Done(outcomes)
+
+
+def _sure_enough(captions: Sequence[Caption], least: float | None) -> tuple[list[Caption], str | None]:
+    """Leave out captions of too low a confidence; the note says of the likeliest, if none is left."""
+    if least is None:
+        return list(captions), None
+    sure = [one for one in captions if one.confidence is not None and one.confidence >= least]
+    if sure or not captions:
+        return sure, None
+    best = max(one.confidence or 0.0 for one in captions)
+    return [], f"The likeliest caption has confidence {best:.2f}, below min_confidence {least:g}: left out."
 
 
 def _with_image(item: Item | ItemError) -> Item | ItemError:
