@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from revln.db.collections import Collection, get_collection
 from revln.db.jobs import Job
 from revln.db.submit import NewChunk, NewJob, find_by_key, submit_job
 from revln.db.usage import Usage
+from revln.encoded import from_base64
 from revln.errors import FetchRefused, FingerprintMismatch, ItemNotFound, NotFound
 from revln.fetch import postable
 from revln.jobs.kinds import KINDS, JobKind, queue_name
@@ -237,8 +236,8 @@ def _take_inline(
             _check_query(part, place, collection)
         if (encoded := image.pop("base64", None)) is not None:
             try:
-                data = base64.b64decode(encoded, validate=True)
-            except (binascii.Error, ValueError) as err:
+                data = from_base64(encoded)
+            except ValueError as err:
                 raise invalid(f"{place}/image/base64", f"not base64: {err}") from err
             image["sha256"] = hashlib.sha256(data).hexdigest()
             sent.append(data)
