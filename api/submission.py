@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
 from typing import Any
@@ -22,6 +20,7 @@ from revln.db.collections.collections import Collection
 from revln.db.jobs.read import Job
 from revln.db.jobs.submit import Inline, NewChunk, NewJob, Range, find_by_key, submit_job
 from revln.db.jobs.usage import Usage
+from revln.encoded import from_base64
 from revln.errors import FetchRefused
 from revln.fetch import postable
 from revln.jobs.kinds import KINDS, queue_name
@@ -129,8 +128,8 @@ def _take_images(state: ApiState, tenant: str, items: list[Any], pointer: str) -
         image = part.get("image") or {}
         if (encoded := image.pop("base64", None)) is not None:
             try:
-                data = base64.b64decode(encoded, validate=True)
-            except (binascii.Error, ValueError) as err:
+                data = from_base64(encoded)
+            except ValueError as err:
                 raise invalid(f"{place}/image/base64", f"not base64: {err}") from err
             image["sha256"] = hashlib.sha256(data).hexdigest()
             sent.append(data)

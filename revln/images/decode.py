@@ -11,7 +11,8 @@ from PIL import Image
 from revln.errors import ItemInvalid
 from revln.images.limits import MEDIA_TYPES, ImageLimits
 from revln.images.opening import opened, refusal
-from revln.images.pixels import SIDEWAYS, TRANSPOSE, orientation, to_rgb
+from revln.images.orientation import SIDEWAYS, TRANSPOSE, orientation
+from revln.images.pixels import to_rgb
 from revln.images.signature import format_of
 
 __all__ = [
@@ -63,7 +64,7 @@ def media_type_of(data: bytes) -> str:
 
 
 def decode_image(data: bytes, limits: ImageLimits, target_side: int | None = None) -> Image.Image:
-    """Decode the first frame: RGB, upright, alpha over white, 16 bits scaled to 8, without metadata.
+    """Decode the first frame: RGB in sRGB's colours, upright, without alpha and metadata, 16 bits scaled to 8.
 
     With ``target_side`` a big JPEG may come at 1/2, 1/4 or 1/8 of its size, its shorter side never below that (unless
     it was to begin with); another picture at any whole fraction, never below three times that. Thread-safe; large

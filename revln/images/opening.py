@@ -13,6 +13,7 @@ from PIL.ImageFile import ImageFile
 
 from revln.errors import ImageError
 from revln.images.budget import held
+from revln.images.colour import png_profile
 from revln.images.headers import early_sizes, essential_chunks, first_frame
 from revln.images.jpeg import Frame, read_frame
 from revln.images.limits import ImageLimits, check_size
@@ -21,8 +22,8 @@ from revln.images.signature import describe, format_of
 __all__ = ["Opened", "opened", "refusal"]
 
 # Bytes that a pixel takes while it is unpacked (measured). WebP: libwebp's two canvases, and a copy of one. JPEG: the
-# picture is unpacked at its final size, and turned.
-_PIXEL_BYTES = {"JPEG": 8, "PNG": 4, "WEBP": 12, "GIF": 4, "BMP": 4}
+# picture is unpacked at its final size, brought into sRGB and turned.
+_PIXEL_BYTES = {"JPEG": 12, "PNG": 4, "WEBP": 12, "GIF": 4, "BMP": 4}
 _REDUCTIONS = (1, 2, 4, 8)  # that libjpeg unpacks at, in the cosine domain
 
 
@@ -83,8 +84,8 @@ def opened(data: bytes, limits: ImageLimits, target_side: int | None) -> Iterato
         if name == "JPEG":
             frame = read_frame(data)
             reduction, size_bytes = _reduction(frame, limits, target_side)
-            memory.enter_context(held(size_bytes, limits.memory_bytes))
             image = _jpeg(_Watched(data, limits), frame, reduction)
+            memory.enter_context(held(size_bytes, limits.memory_bytes))
             yield Opened(name, frame.width, frame.height, image)
             return
         # These two plugins allocate their canvas while they open, so their headers are read by hand before that.
@@ -94,6 +95,7 @@ def opened(data: bytes, limits: ImageLimits, target_side: int | None) -> Iterato
         if early:
             canvas = max(width for width, _ in early), max(height for _, height in early)
             memory.enter_context(held(_bytes_of(name, canvas, target_side), limits.memory_bytes))
+        profile = png_profile(data) if name == "PNG" else None
         if name == "PNG":
             data = essential_chunks(data)
         elif name == "GIF":
@@ -105,6 +107,8 @@ def opened(data: bytes, limits: ImageLimits, target_side: int | None) -> Iterato
             raise ImageError("This BMP is run-length encoded, which revln does not read. Save it as PNG.")
         if not early:
             memory.enter_context(held(_bytes_of(name, image.size, target_side), limits.memory_bytes))
+        if profile is not None:
+            image.info["icc_profile"] = profile
         yield Opened(name, *image.size, image)
 
 

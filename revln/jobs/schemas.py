@@ -123,7 +123,7 @@ class ImageRef(Strict):
 
     url: Annotated[str, Field(max_length=4_096), AfterValidator(storable)] | None = None
     sha256: Sha256 | None = None
-    base64: str | None = None
+    base64: str | None = Field(None, description="In lines, URL-safe, unpadded or as a data URI, if you have it so.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
