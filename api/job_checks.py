@@ -9,8 +9,9 @@ from typing import Any
 from api.problems import invalid
 from revln.db.collections.collections import Collection
 from revln.errors import FingerprintMismatch
+from revln.jobs.caption_schemas import CaptionParameters
 from revln.jobs.index_schemas import IndexParameters
-from revln.jobs.schemas import CaptionParameters, Parameters
+from revln.jobs.schemas import Parameters
 from revln.jobs.search_schemas import AUTO, NO_MATCH_SCORE, SearchParameters
 from revln.models.base import ModelInfo
 from revln.settings import Settings

@@ -25,8 +25,7 @@ from revln.db.jobs.usage import Usage
 from revln.errors import FetchRefused
 from revln.fetch import postable
 from revln.jobs.kinds import KINDS, queue_name
-from revln.jobs.operations import Operation
-from revln.jobs.schemas import Parameters
+from revln.jobs.schemas import Operation, Parameters
 
 __all__ = ["submit"]
 

@@ -14,9 +14,10 @@ from sqlalchemy import Connection, and_, select, true, update
 
 from revln.db import tables
 from revln.db.engine import Database, db_now
-from revln.db.jobs.changes import add_event, settle_job
 from revln.db.jobs.read import Job, lock_job
-from revln.db.jobs.result_rows import write_report, write_result
+from revln.db.jobs.reports import write_report
+from revln.db.jobs.results import write_result
+from revln.db.jobs.settle import add_event, settle_job
 from revln.db.jobs.submit import Inline, Range
 from revln.errors import DeadlineExceeded, LeaseLost, NotFound
 from revln.jobs.state import ChunkState
