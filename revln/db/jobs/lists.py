@@ -1,18 +1,19 @@
-"""Jobs, many at once: listed, counted, and how fast they are done."""
+"""Many jobs at once, and the chunks of one: listed, counted, and how fast they are done."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select
 
 from revln.db import tables
 from revln.db.engine import db_now
 from revln.db.jobs.read import JOB_COLUMNS, OPEN, Job
-from revln.db.rows import row_to
+from revln.db.rows import columns_of, row_to
 from revln.jobs.state import ChunkState, JobStatus
 
-__all__ = ["JobFilter", "count_by_status", "drain_rate", "list_jobs", "queue_position"]
+__all__ = ["ChunkInfo", "JobFilter", "count_by_status", "drain_rate", "list_chunks", "list_jobs", "queue_position"]
 
 _DRAIN_WINDOW_S = 60.0
 
@@ -90,3 +91,35 @@ def drain_rate(connection: Connection, tenant: str | None = None) -> float:
     if tenant is not None:
         query = query.where(columns.tenant == tenant)
     return float(connection.scalar(query) or 0) / _DRAIN_WINDOW_S
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkInfo:
+    """One row of ``chunks`` without what it is to do."""
+
+    number: int
+    state: str
+    attempt: int
+    max_attempts: int
+    crash_count: int
+    first_index: int
+    n_items: int
+    succeeded: int
+    failed: int
+    worker: str | None
+    run_at: float
+    lease_until: float | None
+    started_at: float | None
+    finished_at: float | None
+    error: dict[str, Any] | None
+
+
+def list_chunks(
+    connection: Connection, job_id: str, limit: int, after: int = -1, state: str | None = None
+) -> list[ChunkInfo]:
+    """By number, from the one behind ``after`` on."""
+    columns = tables.chunks.c
+    query = select(*columns_of(tables.chunks, ChunkInfo)).where(columns.job_id == job_id, columns.number > after)
+    if state is not None:
+        query = query.where(columns.state == state)
+    return [row_to(ChunkInfo, row) for row in connection.execute(query.order_by(columns.number).limit(limit))]
