@@ -8,9 +8,11 @@ from typing import Any
 
 from api.problems import invalid
 from revln.db.collections.collections import Collection
+from revln.db.jobs.submit import Inline, NewChunk, Range
 from revln.errors import FingerprintMismatch
+from revln.jobs.caption_schemas import CaptionParameters
 from revln.jobs.index_schemas import IndexParameters
-from revln.jobs.schemas import CaptionParameters, Parameters
+from revln.jobs.schemas import Operation, Parameters
 from revln.jobs.search_schemas import AUTO, NO_MATCH_SCORE, SearchParameters
 from revln.models.base import ModelInfo
 from revln.settings import Settings
@@ -20,13 +22,32 @@ __all__ = ["CHECKS", "Submission", "parts"]
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A job as far as it is known before anything of it is written."""
+    """A job that is cut into chunks, before anything of it is written."""
 
+    operation: Operation
     parameters: Parameters
-    items: list[Any]  # as sent; none of a manifest's
-    total: int
+    chunks: list[NewChunk]
     info: ModelInfo | None
     collection: Collection | None
+
+    @property
+    def total(self) -> int:
+        return sum(chunk.n_items for chunk in self.chunks)
+
+    @property
+    def items(self) -> list[Any]:
+        """Those that came in the body."""
+        return [item for chunk in self.chunks if isinstance(chunk.source, Inline) for item in chunk.source.items]
+
+    @property
+    def manifest_bytes(self) -> int:
+        last = self.chunks[-1].source
+        return last.offset + last.length if isinstance(last, Range) else 0
+
+    @property
+    def pointer(self) -> str:
+        """Where in the body its items are, or the manifest that has them."""
+        return f"/input/{self.operation.items_field if self.parameters.manifest_sha256 is None else 'manifest'}"
 
 
 def parts(items: list[Any], pointer: str) -> Iterator[tuple[dict[str, Any], str]]:

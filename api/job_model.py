@@ -6,8 +6,7 @@ from api.problems import invalid
 from api.state import ApiState
 from revln.db.collections.collections import Collection, get_collection
 from revln.errors import FingerprintMismatch, NotFound
-from revln.jobs.operations import ModelOf, Operation
-from revln.jobs.schemas import Parameters
+from revln.jobs.schemas import ModelOf, Operation, Parameters
 from revln.models.base import ModelInfo
 from revln.models.base import Operation as Ability
 

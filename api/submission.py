@@ -16,16 +16,13 @@ from api.quotas import quotas_of, refuse_what_never_fits
 from api.requests import SubmitBody
 from api.state import ApiState
 from revln.access import Caller
-from revln.db.collections.collections import Collection
 from revln.db.jobs.read import Job
-from revln.db.jobs.submit import Inline, NewChunk, NewJob, Range, find_by_key, submit_job
+from revln.db.jobs.submit import Inline, NewChunk, NewJob, find_by_key, submit_job
 from revln.db.jobs.usage import Usage
 from revln.encoded import from_base64
 from revln.errors import FetchRefused
 from revln.fetch import postable
 from revln.jobs.kinds import KINDS, queue_name
-from revln.jobs.operations import Operation
-from revln.jobs.schemas import Parameters
 
 __all__ = ["submit"]
 
@@ -43,37 +40,44 @@ def submit(state: ApiState, by: Caller, body: SubmitBody, idempotency_key: str |
         # First of all: a repeat gets its job even if the service is busy now, or the collection gone.
         if known := find_by_key(connection, by.tenant, idempotency_key, request_sha256):
             return known, False
-    new = _new_job(state, by, body, sent, len(encoded), idempotency_key, request_sha256)
-    job, is_new = submit_job(state.db, new)
+    new = _validate(state, by.tenant, body, sent["input"])
+    job, is_new = submit_job(state.db, _new_job(state, by, body, new, len(encoded), idempotency_key, request_sha256))
     if is_new:
         state.publisher.publish(queue_name(job.kind, job.priority))
     return job, is_new
 
 
-def _new_job(
-    state: ApiState,
-    by: Caller,
-    body: SubmitBody,
-    sent: dict[str, Any],
-    size_bytes: int,
-    idempotency_key: str | None,
-    request_sha256: str,
-) -> NewJob:
-    kind, metadata = KINDS[body.kind], sent.get("metadata", {})
-    operation = kind.operation(sent["input"])
-    parameters = operation.parameters.model_validate(sent["input"])
-    info, collection = model_and_collection(state, by.tenant, operation, body.model, parameters)
-    chunks = _chunks(state, by.tenant, operation, parameters, sent["input"].get(operation.items_field), collection)
-    total = sum(chunk.n_items for chunk in chunks)
-    items = [item for chunk in chunks if isinstance(chunk.source, Inline) for item in chunk.source.items]
+def _validate(state: ApiState, tenant: str, body: SubmitBody, given: dict[str, Any]) -> Submission:
+    kind = KINDS[body.kind]
+    operation = kind.operation(given)
+    parameters = operation.parameters.model_validate(given)
+    info, collection = model_and_collection(state, tenant, operation, body.model, parameters)
+    size = operation.chunk_items
+    if operation.written_chunk_items and (parameters.brings_vectors or not (collection and collection.has_model)):
+        size = operation.written_chunk_items
+    if parameters.manifest_sha256 is None:
+        chunks = _slices(given.get(operation.items_field) or [None], size)
+    else:
+        chunks = cut_manifest(state, tenant, parameters.manifest_sha256, size)
+    new = Submission(operation, parameters, chunks, info, collection)
     if check := CHECKS.get(kind.name):
-        check(Submission(parameters, items, total, info, collection), state.settings)
-    where = operation.items_field if parameters.manifest_sha256 is None else "manifest"
-    images = _take_images(state, by.tenant, items, f"/input/{where}")
-    if isinstance(last := chunks[-1].source, Range):
-        size_bytes += last.offset + last.length
+        check(new, state.settings)
+    return new
+
+
+def _slices(items: list[Any], size: int) -> list[NewChunk]:
+    slices = [items[start : start + size] for start in range(0, len(items), size)]
+    return [NewChunk(number * size, len(part), Inline(part)) for number, part in enumerate(slices)]
+
+
+def _new_job(
+    state: ApiState, by: Caller, body: SubmitBody, new: Submission, size_bytes: int, key: str | None, sha256: str
+) -> NewJob:
+    kind, metadata = KINDS[body.kind], body.metadata
+    images = _take_images(state, by.tenant, new.items, new.pointer)
+    size_bytes += new.manifest_bytes
     quotas = quotas_of(state.settings, by)
-    refuse_what_never_fits(quotas, Usage(total, size_bytes), f"/input/{where}")
+    refuse_what_never_fits(quotas, Usage(new.total, size_bytes), new.pointer)
     return NewJob(
         id=str(uuid7()),
         by=by,
@@ -81,43 +85,24 @@ def _new_job(
         priority=body.priority,
         queue=queue_name(kind.name, body.priority),
         max_attempts=kind.max_attempts,
-        input=parameters.model_dump(mode="json", exclude_none=True),
-        total=total,
-        chunks=chunks,
+        input=new.parameters.model_dump(mode="json", exclude_none=True),
+        total=new.total,
+        chunks=new.chunks,
         metadata=metadata,
         tag=_tag(metadata),
         retention_s=body.retention_s or state.settings.retention_s,
-        model=info.name if info else None,
-        model_fingerprint=fingerprint(operation, info, collection),
-        collection=collection.name if collection else None,
+        model=new.info.name if new.info else None,
+        model_fingerprint=fingerprint(new.operation, new.info, new.collection),
+        collection=new.collection.name if new.collection else None,
         **{name: getattr(body, name) for name in ("deadline_s", "starting_deadline_s", "active_deadline_s")},
-        idempotency_key=idempotency_key,
-        request_sha256=request_sha256,
+        idempotency_key=key,
+        request_sha256=sha256,
         webhook=_webhook(state, body),
         size_bytes=size_bytes,
         images=images,
-        manifest=parameters.manifest_sha256,
+        manifest=new.parameters.manifest_sha256,
         quotas=quotas,
     )
-
-
-def _chunks(
-    state: ApiState,
-    tenant: str,
-    operation: Operation,
-    parameters: Parameters,
-    items: list[Any] | None,
-    collection: Collection | None,
-) -> list[NewChunk]:
-    """Cut the job's items, wherever they are, into chunks."""
-    size = operation.chunk_items
-    if operation.written_chunk_items and (parameters.brings_vectors or not (collection and collection.has_model)):
-        size = operation.written_chunk_items
-    if parameters.manifest_sha256 is not None:
-        return cut_manifest(state, tenant, parameters.manifest_sha256, size)
-    items = items or [None]
-    slices = [items[start : start + size] for start in range(0, len(items), size)]
-    return [NewChunk(number * size, len(part), Inline(part)) for number, part in enumerate(slices)]
 
 
 def _take_images(state: ApiState, tenant: str, items: list[Any], pointer: str) -> set[str]:

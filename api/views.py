@@ -27,7 +27,7 @@ from revln.db.access.audit import AuditEntry
 from revln.db.access.keys import ApiKey
 from revln.db.collections.collections import Collection
 from revln.db.collections.snapshots import Snapshot
-from revln.db.jobs.chunk_list import ChunkInfo
+from revln.db.jobs.lists import ChunkInfo
 from revln.db.jobs.read import Job
 from revln.db.webhooks.log import LoggedDelivery
 from revln.errors import ItemError

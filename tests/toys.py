@@ -16,8 +16,7 @@ from pydantic import ConfigDict
 
 from revln.jobs.index_schemas import INDEX_OPERATIONS, IndexInput, IndexParameters
 from revln.jobs.kinds import KINDS, JobKind
-from revln.jobs.operations import Operation
-from revln.jobs.schemas import ItemsInput, ItemsParameters, JobResult
+from revln.jobs.schemas import ItemsInput, ItemsParameters, JobResult, Operation
 from worker.context import Context, Done, Outcome
 from worker.handlers.index.collection import open_serving
 from worker.handlers.registry import HANDLERS

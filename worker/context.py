@@ -20,8 +20,7 @@ from revln.db.jobs.splitting import split_chunk
 from revln.db.jobs.submit import Inline, NewChunk, Range
 from revln.errors import ItemError, ItemInvalid, ItemNotFound, JobError, OutOfMemory, RevlnError, Unavailable
 from revln.jobs.kinds import KINDS, Priority
-from revln.jobs.operations import Operation
-from revln.jobs.schemas import Item, Parameters
+from revln.jobs.schemas import Item, Operation, Parameters
 from revln.models.memory import out_of_memory
 from worker.leases import Lease
 from worker.runtime import Runtime

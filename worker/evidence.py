@@ -9,7 +9,7 @@ from typing import Any
 from revln.db.collections.collections import Collection
 from revln.db.collections.generations import generation_for
 from revln.errors import ItemError
-from revln.jobs.schemas import CaptionParameters
+from revln.jobs.caption_schemas import CaptionParameters
 from revln.models.base import Evidence
 from worker.context import Context
 from worker.embedding import Content, embed

@@ -11,7 +11,7 @@ from api.answers import ChunkPage
 from api.paging import cut, decode_cursor
 from api.state import State
 from api.views import chunk_view
-from revln.db.jobs.chunk_list import list_chunks as read_chunks
+from revln.db.jobs.lists import list_chunks as read_chunks
 from revln.jobs.state import ChunkState
 
 __all__ = ["router"]

@@ -18,7 +18,7 @@ from api.state import ApiState, State
 from revln import __version__
 from revln.access import DEFAULT_TENANT
 from revln.broker import canary_key
-from revln.db.jobs.read import count_by_status, drain_rate
+from revln.db.jobs.lists import count_by_status, drain_rate
 from revln.db.webhooks.log import count_by_state
 from revln.db.workers import list_workers
 from revln.errors import Forbidden, RevlnError

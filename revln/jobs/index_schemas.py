@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from revln.jobs.operations import LONG_S, ModelOf, Operation
 from revln.jobs.schemas import (
+    LONG_S,
     MAX_INLINE_ITEMS,
     SHA_EXAMPLE,
     CollectionName,
@@ -18,6 +18,8 @@ from revln.jobs.schemas import (
     ItemsParameters,
     JobResult,
     ManifestRef,
+    ModelOf,
+    Operation,
     Parameters,
     Strict,
 )

@@ -14,16 +14,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from revln.jobs.caption_schemas import CaptionInput, CaptionParameters, CaptionResult
 from revln.jobs.index_schemas import INDEX_OPERATIONS, IndexInput, IndexParameters, IndexResult
-from revln.jobs.operations import ModelOf, Operation
 from revln.jobs.schemas import (
-    CaptionInput,
-    CaptionParameters,
-    CaptionResult,
     EmbedInput,
     EmbedResult,
     ItemsParameters,
     JobResult,
+    ModelOf,
+    Operation,
 )
 from revln.jobs.search_schemas import SearchInput, SearchParameters, SearchResult
 

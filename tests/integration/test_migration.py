@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from revln.db.collections.generations import follow
-from revln.db.jobs.result_rows import write_report
+from revln.db.jobs.reports import write_report
 from revln.jobs.index_schemas import IndexResult
 from tests.conftest import DATABASES, fresh_database
 from tests.inline import InlineStack, inline_stack

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from revln.jobs.caption_schemas import CaptionParameters
 from revln.jobs.index_schemas import BuildParameters, DuplicatesParameters, MigrateParameters, UpsertParameters
 from revln.jobs.kinds import KINDS
-from revln.jobs.schemas import CaptionParameters, ItemsParameters, Parameters
+from revln.jobs.schemas import ItemsParameters, Parameters
 from revln.jobs.search_schemas import SearchParameters
 
 SHA = "0f" * 32

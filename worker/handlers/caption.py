@@ -9,7 +9,8 @@ from typing import Any
 
 from revln.errors import ItemError, ItemInvalid
 from revln.images import decode_image
-from revln.jobs.schemas import CaptionParameters, Item
+from revln.jobs.caption_schemas import CaptionParameters
+from revln.jobs.schemas import Item
 from revln.models.base import Caption, CaptionOptions, CaptionRequest, Evidence, Operation
 from revln.models.outputs import finished
 from worker.context import Context, Done, Outcome, parse_items

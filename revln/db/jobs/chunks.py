@@ -14,9 +14,10 @@ from sqlalchemy import Connection, and_, select, true, update
 
 from revln.db import tables
 from revln.db.engine import Database, db_now
-from revln.db.jobs.changes import add_event, settle_job
 from revln.db.jobs.read import Job, lock_job
-from revln.db.jobs.result_rows import write_report, write_result
+from revln.db.jobs.reports import write_report
+from revln.db.jobs.results import write_result
+from revln.db.jobs.settle import add_event, settle_job
 from revln.db.jobs.submit import Inline, Range
 from revln.errors import DeadlineExceeded, LeaseLost, NotFound
 from revln.jobs.state import ChunkState
@@ -296,19 +297,14 @@ def release_chunk(db: Database, claim: Claim, error: dict[str, Any] | None, dela
         return settle_job(connection, job, job.tally.move(ChunkState.RUNNING, state))
 
 
-def end_chunk(db: Database, claim: Claim, end: ChunkState, result: ChunkResult | None = None) -> Job:
-    """Cancel or expire a running chunk; what it had done stays readable."""
+def end_chunk(db: Database, claim: Claim, end: ChunkState) -> Job:
+    """Cancel or expire a running chunk. What an earlier run of it did stays readable."""
     assert end in (ChunkState.CANCELED, ChunkState.EXPIRED)
     with db.write() as connection:
         job = lock_for(connection, claim)
-        before = _fence(connection, claim, {"state": end, "lease_until": None, "finished_at": db_now()})
+        _fence(connection, claim, {"state": end, "lease_until": None, "finished_at": db_now()})
         tally = job.tally.move(ChunkState.RUNNING, end)
         error = {"error": DeadlineExceeded().as_dict()} if end is ChunkState.EXPIRED else {}
-        if result is not None:
-            done = [item for item in result.items if item.get("error") is None]
-            _write_result(connection, claim, result)
-            connection.execute(update(tables.chunks).where(is_chunk(*claim.key)).values(succeeded=len(done)))
-            tally = tally.count(len(done) - before.succeeded)
         return settle_job(connection, job, tally, **error)
 
 

@@ -8,10 +8,10 @@ from sqlalchemy import Connection, and_, select, update
 
 from revln.db import tables
 from revln.db.engine import Database, db_now
-from revln.db.jobs.changes import add_event, settle_job
 from revln.db.jobs.chunks import Claim, held_by, is_chunk, lock_for
 from revln.db.jobs.read import Job
-from revln.db.jobs.result_rows import write_result
+from revln.db.jobs.results import write_result
+from revln.db.jobs.settle import add_event, settle_job
 from revln.errors import LeaseLost
 from revln.jobs.state import ChunkState
 

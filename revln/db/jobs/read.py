@@ -1,4 +1,4 @@
-"""Jobs as they are read: one, many, counted.
+"""A job as it is read.
 
 Lock order, everywhere: the job's row, then its chunks, then a collection's row. Two transactions that took them in
 different orders would wait for each other for ever.
@@ -10,10 +10,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, or_, select
+from sqlalchemy import Connection, Select, select
 
 from revln.db import tables
-from revln.db.engine import db_now
 from revln.db.rows import columns_of, row_to
 from revln.errors import NotFound
 from revln.jobs.state import ChunkState, JobStatus, Tally
@@ -22,20 +21,13 @@ __all__ = [
     "JOB_COLUMNS",
     "OPEN",
     "Job",
-    "JobFilter",
     "cancel_requested",
-    "count_by_status",
     "counters",
-    "drain_rate",
     "earliest",
     "events_after",
     "get_job",
-    "list_jobs",
     "lock_job",
-    "queue_position",
 ]
-
-_DRAIN_WINDOW_S = 60.0
 
 OPEN = tables.jobs.c.status.in_([JobStatus.QUEUED, JobStatus.RUNNING])
 
@@ -122,70 +114,6 @@ def _one(connection: Connection, query: Select[Any], job_id: str, tenant: str | 
     return row_to(Job, row)
 
 
-@dataclass(frozen=True, slots=True)
-class JobFilter:
-    status: str | None = None
-    kind: str | None = None
-    collection: str | None = None
-    tag: str | None = None
-    dead: bool = False
-    created_after: float | None = None
-
-
-def list_jobs(
-    connection: Connection, tenant: str, wanted: JobFilter, limit: int, before: tuple[float, str] | None = None
-) -> list[Job]:
-    """A tenant's, newest first; ``before`` is the (created_at, id) of the last job of the page before."""
-    columns = tables.jobs.c
-    conditions: list[ColumnElement[bool]] = [columns.tenant == tenant]
-    conditions += [
-        columns[name] == value
-        for name in ("status", "kind", "collection", "tag")
-        if (value := getattr(wanted, name)) is not None
-    ]
-    conditions.append(columns.deleted_at.is_(None))
-    if wanted.dead:
-        conditions.append(columns.chunks_dead > 0)
-    if wanted.created_after is not None:
-        conditions.append(columns.created_at > wanted.created_after)
-    if before is not None:
-        created_at, job_id = before
-        conditions.append(
-            or_(columns.created_at < created_at, and_(columns.created_at == created_at, columns.id < job_id))
-        )
-    query = select(*JOB_COLUMNS).where(*conditions).order_by(columns.created_at.desc(), columns.id.desc()).limit(limit)
-    return [row_to(Job, row) for row in connection.execute(query)]
-
-
-def queue_position(connection: Connection, job: Job) -> int | None:
-    """How many jobs of the same queue are ahead, or None once it has started."""
-    if job.status is not JobStatus.QUEUED:
-        return None
-    columns = tables.jobs.c
-    ahead = select(func.count()).where(
-        OPEN,
-        columns.kind == job.kind,
-        columns.priority == job.priority,
-        columns.created_at < job.created_at,
-    )
-    return connection.scalar(ahead)
-
-
-def count_by_status(connection: Connection) -> list[tuple[str, str, int, int]]:
-    """(kind, status, jobs, items not yet done) for each kind and status there is."""
-    columns = tables.jobs.c
-    open_items = case(
-        (OPEN, columns.total - columns.succeeded - columns.failed),
-        else_=0,
-    )
-    query = (
-        select(columns.kind, columns.status, func.count(), func.sum(open_items))
-        .where(columns.deleted_at.is_(None))
-        .group_by(columns.kind, columns.status)
-    )
-    return [(kind, status, int(count), int(waiting)) for kind, status, count, waiting in connection.execute(query)]
-
-
 def cancel_requested(connection: Connection, job_ids: Collection[str]) -> set[str]:
     """Those of the jobs that somebody wants canceled, or that are gone."""
     columns = tables.jobs.c
@@ -193,17 +121,6 @@ def cancel_requested(connection: Connection, job_ids: Collection[str]) -> set[st
         select(columns.id, columns.cancel_requested_at).where(columns.id.in_(list(job_ids)))
     ).all()
     return set(job_ids) - {row.id for row in rows if row.cancel_requested_at is None}
-
-
-def drain_rate(connection: Connection, tenant: str | None = None) -> float:
-    """Items finished per second over the last minute, a tenant's or all."""
-    columns = tables.chunks.c
-    query = select(func.coalesce(func.sum(columns.n_items), 0)).where(
-        columns.finished_at > db_now() - _DRAIN_WINDOW_S, columns.state.in_([ChunkState.SUCCEEDED, ChunkState.DEAD])
-    )
-    if tenant is not None:
-        query = query.where(columns.tenant == tenant)
-    return float(connection.scalar(query) or 0) / _DRAIN_WINDOW_S
 
 
 def events_after(connection: Connection, job_id: str, after: int, limit: int = 500) -> list[dict[str, Any]]:

@@ -9,11 +9,10 @@ from sqlalchemy import delete, func, insert, select, update
 
 from revln.db import tables
 from revln.db.engine import Database, db_now
-from revln.db.jobs.changes import add_event, settle_job
 from revln.db.jobs.chunks import Claim, held_by, is_chunk, lock_for
 from revln.db.jobs.read import Job
-from revln.db.jobs.result_rows import write_result
-from revln.db.jobs.results import vectors_by_index, vectors_to_bytes
+from revln.db.jobs.results import vectors_by_index, vectors_to_bytes, write_result
+from revln.db.jobs.settle import add_event, settle_job
 from revln.db.jobs.submit import NewChunk, source_columns
 from revln.errors import LeaseLost
 from revln.jobs.state import ChunkState

@@ -14,8 +14,8 @@ from revln.access import Caller
 from revln.db import bulk, tables
 from revln.db.access.audit import record
 from revln.db.engine import Database, db_now
-from revln.db.jobs.changes import add_event
 from revln.db.jobs.read import JOB_COLUMNS, Job, earliest, get_job
+from revln.db.jobs.settle import add_event
 from revln.db.jobs.turns import last_turn
 from revln.db.jobs.usage import NO_QUOTAS, Quotas, Usage, charge, check_quotas, check_total, lock_tenant
 from revln.db.rows import row_to

@@ -6,9 +6,10 @@ from sqlalchemy import delete, select
 
 from revln.db import tables
 from revln.db.engine import Database, db_now
-from revln.db.jobs.changes import end_queued_chunks, settle_job
+from revln.db.jobs.changes import end_queued_chunks
 from revln.db.jobs.crashes import charge_locked
 from revln.db.jobs.read import OPEN, lock_job
+from revln.db.jobs.settle import settle_job
 from revln.errors import DeadlineExceeded, NotFound, WorkerLost
 from revln.jobs.state import ChunkState
 

@@ -15,9 +15,9 @@ from revln.db import tables
 from revln.db.engine import Database
 from revln.db.jobs import changes as job_changes
 from revln.db.jobs import sweep
-from revln.db.jobs.chunk_list import list_chunks
 from revln.db.jobs.chunks import ChunkResult, Claim, end_chunk, finish_chunk
 from revln.db.jobs.dead_letters import bury_chunk
+from revln.db.jobs.lists import list_chunks
 from revln.db.jobs.read import Job, events_after, get_job
 from revln.db.jobs.results import result_items, vectors_from_bytes, vectors_to_bytes
 from revln.db.jobs.submit import NewChunk, Range

@@ -11,10 +11,11 @@ from sqlalchemy import Connection, func, select, update
 from revln.access import OWNER, Caller
 from revln.db import tables
 from revln.db.engine import Database, db_now
-from revln.db.jobs.changes import cancel_job, delete_job, retry_job, settle_job
+from revln.db.jobs.changes import cancel_job, delete_job, retry_job
 from revln.db.jobs.chunks import end_chunk, finish_chunk, release_chunk
 from revln.db.jobs.dead_letters import bury_chunk
 from revln.db.jobs.read import Job, lock_job
+from revln.db.jobs.settle import settle_job
 from revln.db.jobs.sweep import expire_deadlines, recover_lost_chunks
 from revln.db.retention import purge, retire_expired
 from revln.db.webhooks.deliveries import Delivery, Outcome, claim_deliveries, delete_old, give_up, record

@@ -1,4 +1,4 @@
-"""Results as they are written: one row for each chunk, or for reports as many rows as their length asks for."""
+"""Results of any length, of jobs that have one chunk: as many rows as their length asks for."""
 
 from __future__ import annotations
 
@@ -10,36 +10,12 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from revln.db import tables
 from revln.db.jobs.read import Job
+from revln.db.jobs.results import write_result
 from revln.jobs.state import ChunkState
 
-__all__ = ["begin_report_again", "write_report", "write_result"]
+__all__ = ["begin_report_again", "write_report"]
 
 _ROW_ITEMS = 500  # of a report; a page of it reads whole rows
-
-
-def write_result(
-    connection: Connection,
-    key: tuple[str, int],
-    attempt: int,
-    span: tuple[int, int],
-    items: Sequence[dict[str, Any]],
-    vectors: bytes | None = None,
-) -> None:
-    """Put a chunk's result in the place of an earlier one. ``span``: its first index, and for how many it stands."""
-    job_id, number = key
-    columns = tables.results.c
-    connection.execute(delete(tables.results).where(columns.job_id == job_id, columns.number == number))
-    connection.execute(
-        insert(tables.results).values(
-            job_id=job_id,
-            number=number,
-            attempt=attempt,
-            first_index=span[0],
-            n_items=span[1],  # a canceled chunk has fewer results
-            items=list(items),
-            vectors=vectors,
-        )
-    )
 
 
 def write_report(connection: Connection, key: tuple[str, int], attempt: int, items: Sequence[dict[str, Any]]) -> int:
