@@ -30,8 +30,14 @@ demo: $(VENV)/.runtime  ## Run the main job on sample photographs (IMAGES=folder
 up: $(VENV)/.runtime  ## Run everything on this machine, data in ./revln-data.
 	$(BIN)/revln up
 
+.PHONY: test-fast
+PROCESSES := --numprocesses auto --maxprocesses 4
+
 test: setup  ## Run all tests.
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m pytest $(PROCESSES)
+
+test-fast: setup  ## Run the tests that start no worker, on SQLite alone.
+	TEST_DATABASES=sqlite $(BIN)/python -m pytest $(PROCESSES) -m "not slow" tests/unit tests/properties tests/contract
 
 chaos: setup  ## Break revln in every way of docs/chaos.md (SEED=1 ONLY=1,7 SET="jobs=100 7.rounds=2"); over two hours.
 	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY)) \

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -76,7 +76,7 @@ def _describe_problems(responses: dict[str, Any]) -> None:
     }
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, make_state: Callable[[Settings], ApiState] = ApiState) -> FastAPI:
     """Build the application; without settings, from the environment (uvicorn's ``--factory``).
 
     Raises:
@@ -90,7 +90,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         configure_logging(settings)
         # Routes run in this pool. Waiting clients are coroutines and take none of it.
         anyio.to_thread.current_default_thread_limiter().total_tokens = settings.api_threads
-        state = ApiState(settings)
+        state = make_state(settings)
         app.state.revln = state
         await state.start()
         try:

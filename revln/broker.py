@@ -111,11 +111,12 @@ def make_celery(settings: Settings, *, publisher: bool = False) -> Celery:
 class Dispatcher:
     """Rings the doorbell for queued chunks. Used by the API after a submission and by every sweeper."""
 
-    def __init__(self, settings: Settings, db: Database) -> None:
+    def __init__(self, settings: Settings, db: Database, quiet_s: float = _QUIET_S) -> None:
         self._settings = settings
         self._db = db
         self._app = make_celery(settings, publisher=True)
         self._redis = connect_redis(settings)
+        self._quiet_s = quiet_s
         self._quiet_until = 0.0
 
     def dispatch(self, queue: str) -> int:
@@ -166,7 +167,7 @@ class Dispatcher:
         except redis.RedisError:
             # Whoever waits also looks at SQL every few seconds. And no worker shall stand still for seconds at each
             # chunk because Redis is frozen.
-            self._quiet_until = time.monotonic() + _QUIET_S
+            self._quiet_until = time.monotonic() + self._quiet_s
 
     def ping(self) -> None:
         """Raises redis.RedisError if Redis does not answer."""

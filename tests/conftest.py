@@ -7,8 +7,8 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,23 +41,25 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return _shared(*nodeid.split("::", 1))
+            return group_of(nodeid)
 
     return Scheduling(config, log)
 
 
-def _shared(file: str, test: str) -> str:
-    """By name, what a test shares with others. Those of chaos/ share nothing and take long: each goes where room is."""
+# Not xdist's marks (`xdist_group`): with pytest 9.2 they do nothing, as xdist 3.8 writes them into an attribute that is
+# gone. A scheduler knows tests by their names alone, so a fixture's parameter says there what is shared.
+def shared_on(what: str) -> list[Any]:
+    """The databases, for a fixture of the session: the tests that share it on one of them are a group."""
+    return [pytest.param(kind, id=f"{what} on {kind}") for kind in DATABASES]
+
+
+def group_of(nodeid: str) -> str:
+    """What a test shares with others. Those of chaos/ share nothing and take long: each goes where room is."""
+    file, _, test = nodeid.partition("::")
     if file.startswith("tests/chaos/"):
-        return f"{file}::{test}"
-    database = re.search(r"\[(sqlite|postgresql)\b", test)
-    used = re.search(r"\b(stack: Stack|inline: InlineStack)\b", _text(file))
-    return f"{used[1]} on {database[1]}" if used and database else file
-
-
-@cache
-def _text(file: str) -> str:
-    return (Path(__file__).parents[1] / file).read_text()
+        return nodeid
+    shared = re.search(r"\b(?:stack|inline) on \w+", test)
+    return shared[0] if shared else file
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +75,8 @@ def postgresql_url() -> Iterator[str]:
 
 def fresh_database(kind: str, folder: Path, request: pytest.FixtureRequest) -> AbstractContextManager[str]:
     """The URL of an empty database that is dropped afterwards."""
+    if kind not in DATABASES:
+        pytest.skip(f"TEST_DATABASES leaves {kind} out")
     return databases.fresh_database(kind, folder, lambda: request.getfixturevalue("postgresql_url"))
 
 
@@ -147,7 +151,7 @@ def _stack(
         yield running
 
 
-@pytest.fixture(scope="session", params=DATABASES)
+@pytest.fixture(scope="session", params=shared_on("inline"))
 def inline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[InlineStack]:
     """revln in this process, on each database."""
     folder = tmp_path_factory.mktemp("inline")
@@ -156,4 +160,4 @@ def inline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 # Shared by all tests that leave it whole.
-stack = pytest.fixture(scope="session", params=DATABASES, name="stack")(_stack)
+stack = pytest.fixture(scope="session", params=shared_on("stack"), name="stack")(_stack)

@@ -16,7 +16,8 @@ from sqlalchemy.engine import make_url
 
 __all__ = ["DATABASES", "PostgresqlServer", "fresh_database", "postgresql_programs", "postgresql_server"]
 
-DATABASES = ["sqlite", "postgresql"]
+# ``make test-fast`` leaves PostgreSQL out.
+DATABASES = os.environ.get("TEST_DATABASES", "sqlite,postgresql").split(",")
 
 
 class PostgresqlServer:

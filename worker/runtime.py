@@ -64,7 +64,7 @@ class _Part(Protocol):
 class Runtime:
     """The parts of a worker; ``start`` starts those that run in the background, ``stop`` stops them in reverse."""
 
-    def __init__(self, settings: Settings, queues: list[str]) -> None:
+    def __init__(self, settings: Settings, queues: list[str], catalog: ModelCatalog | None = None) -> None:
         self.settings = settings
         # As Celery and Flower show it; unique over restarts, because a process id is not.
         self.worker_id = f"worker-{os.getpid()}-{str(uuid7())[-6:]}@{socket.gethostname()}"
@@ -81,7 +81,7 @@ class Runtime:
             )
         )
         self.image_limits = ImageLimits(max_pixels=settings.max_image_pixels, memory_bytes=settings.image_memory_bytes)
-        self.catalog = ModelCatalog(settings.models, settings.default_model)
+        self.catalog = catalog or ModelCatalog(settings.models, settings.default_model)
         self.leases = LeaseKeeper(settings, self.db, self._beat)
         self.leaving = Leaving(self.leases, self.unregister, settings.shutdown_grace_s)
         self.watchdog = Watchdog(settings.stall_s, self.leaving.hung)

@@ -28,7 +28,6 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["health"])
 
-_CANARY_S = 5.0
 _READY: dict[int | str, dict[str, Any]] = {
     200: {"model": ReadyAnswer},
     503: {"model": ReadyAnswer, "description": "Not ready: the part that is not says why"},
@@ -49,7 +48,7 @@ async def readyz(state: State) -> JSONResponse:
     )
     if worker is None:
         busy = any(one["state"] == "busy" for one in workers)
-        worker = "ok" if busy else f"no worker answered within {_CANARY_S:g} s"
+        worker = "ok" if busy else f"no worker answered within {state.canary_s:g} s"
     parts = {"database": database, "redis": broker, "worker": worker}
     ready = all(answer == "ok" for answer in parts.values())
     return JSONResponse({"ready": ready, **parts, "workers": workers}, 200 if ready else 503)
@@ -79,10 +78,10 @@ def _broker(state: ApiState) -> str:
 async def _worker(state: ApiState) -> str | None:
     """What a worker answered, or why it could not be asked; None: nobody answered."""
     nonce = uuid4().hex
-    client = connect_redis_async(state.settings, socket_connect_timeout=2, socket_timeout=_CANARY_S + 1)
+    client = connect_redis_async(state.settings, socket_connect_timeout=2, socket_timeout=state.canary_s + 1)
     try:
         await run_sync(state.dispatcher.send_canary, nonce)
-        answer: Any = await client.blpop([canary_key(nonce)], timeout=_CANARY_S)
+        answer: Any = await client.blpop([canary_key(nonce)], timeout=state.canary_s)
     except Exception as err:  # noqa: BLE001 - whatever stops the message is the answer
         return f"the canary could not be sent: {type(err).__name__}"
     finally:

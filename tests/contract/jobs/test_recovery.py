@@ -99,8 +99,7 @@ def test_a_chunk_that_runs_out_of_its_time_is_charged_a_crash_and_becomes_a_dead
     assert told[0]["error"]["code"] == "timed_out"
 
 
-def test_what_was_computed_is_written_when_the_database_is_back(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.endings._REWRITE_S", 0.0)
+def test_what_was_computed_is_written_when_the_database_is_back(db: Database) -> None:
     job = make_job(db, n_items=1)
     claim = take(db, job)
     away = iter([AWAY] * 50)
@@ -110,7 +109,7 @@ def test_what_was_computed_is_written_when_the_database_is_back(db: Database, mo
             raise err
         finish_chunk(db, claim, lambda _: ok_result(claim))
 
-    persist(Lease(claim, 60), write)
+    persist(Lease(claim, 60), write, again_s=0.0)
     assert read(db, job).status is JobStatus.SUCCEEDED
 
 
