@@ -101,7 +101,7 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from revln.models.revln.card import RevlnConfig
-    from revln.models.revln.model import RevlnNet
+    from revln.models.revln.net import RevlnNet
     from revln.models.revln.tokenizer import train_tokenizer
     from revln.training.export import export
     from revln.training.options import TrainOptions
@@ -109,19 +109,14 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("checkpoint")
     tokenizer = train_tokenizer(["a black dog runs", "two men play a guitar outside", "a child", "snow"], 400)
     config = RevlnConfig(
-        image_size=64, dim=32, vocab_size=tokenizer.size, text_embedding=16, text_hidden=24, caption_width=32,
-        caption_layers=2, caption_inner=64,
+        image_size=64, trunk="mobilenet_v2", dim=32, vocab_size=tokenizer.size, text_embedding=16, text_hidden=24,
+        caption_width=32, caption_layers=2, caption_inner=64,
     )  # fmt: skip
     torch.manual_seed(0)
     net = RevlnNet(config)
     with torch.no_grad():
-        # An untrained trunk sees all pictures alike; norms set to what it sees spread its features again.
+        # An untrained trunk sees all pictures alike; the norm of what it sees spreads its features again.
         noise = torch.rand(32, 3, 1, 1) * 2 - 1 + 0.5 * torch.randn(32, 3, 64, 64)
-        for module in net.image.trunk.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.train()
-                module.momentum = 1.0
-        net.image.trunk(noise)
         net.eval()
         places = net.image.places(noise).flatten(0, 1)
         net.image.pool.norm.running_mean.copy_(places.mean(0))

@@ -41,7 +41,7 @@ from revln.training.captions import Prompter, caption_loss
 from revln.training.contrast import contrastive_loss
 from revln.training.curves import Curves
 from revln.training.data import Example, Pictures, read_captions, read_extra_captions
-from revln.training.evaluate import run_model
+from revln.training.evaluation.running import run_model
 from revln.training.evidence import fit, honest_pool, nearest_captions
 from revln.training.joint import without_some
 from revln.training.metrics import Cider, tokenize
