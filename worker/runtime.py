@@ -27,6 +27,7 @@ from revln.settings import Settings
 from revln.uploads import Uploads
 from worker.auto_build import ask_for_build
 from worker.canary import Canary
+from worker.fair_pool import FairPool
 from worker.filters import FilterCache
 from worker.follower import Follower
 from worker.indexes import IndexCache
@@ -77,7 +78,7 @@ class Runtime:
         self.dispatcher = Dispatcher(settings, self.db)
         threads = settings.prepare_threads or settings.cores
         # One for each priority: an interactive query must not stand in line behind a thousand pictures to be decoded.
-        self.prepare_pools = {lane: ThreadPoolExecutor(threads, f"prepare-{lane}") for lane in Priority}
+        self.prepare_pools = {lane: FairPool(threads, f"prepare-{lane}") for lane in Priority}
         self.fetch_pool = ThreadPoolExecutor(_FETCH_THREADS, "fetch")
         self.isolation = Isolation()
         self.turns = Turns(self.db, settings.concurrency)
@@ -121,8 +122,9 @@ class Runtime:
         self.leases.stop()
         self.webhooks.stop()
         self.follower.stop()
-        for pool in (*self.prepare_pools.values(), self.fetch_pool):
-            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in self.prepare_pools.values():
+            pool.shutdown()
+        self.fetch_pool.shutdown(wait=False, cancel_futures=True)
         self.indexes.close()
         self.models.close()
         self.unregister()
