@@ -33,8 +33,7 @@ from api.routes import (
 )
 from api.state import ApiState
 from revln import __version__
-from revln.access import is_loopback
-from revln.errors import SettingsError
+from revln.exposure import require_api_key
 from revln.settings import Settings
 from revln.telemetry import configure_logging
 
@@ -84,11 +83,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         SettingsError: it would listen beyond this machine without a key.
     """
     settings = settings or Settings.from_env()
-    if not settings.api_key.get_secret_value() and not is_loopback(settings.api_host):
-        raise SettingsError(
-            f"REVLN_API_HOST={settings.api_host} is reachable from other machines: set REVLN_API_KEY, or listen on "
-            "127.0.0.1."
-        )
+    require_api_key(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
