@@ -179,4 +179,5 @@ def describe(name: str, folder: Path) -> ModelInfo:
         match_min_score=config.match_min_score,
         evidence_min_score=config.evidence_min_score,
         joint_fingerprint=joint_fingerprint(folder),
+        max_tokens=config.text_tokens,
     )
