@@ -176,6 +176,9 @@ def item_view(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+_OF_QUERY = ("truncated", "tokens")
+
+
 def result_view(job: Job, page: Iterable[tuple[dict[str, Any], Any]], dim: int | None) -> dict[str, Any]:
     """A page of a job's result in the form of its kind; ``dim`` is that of the job's model."""
     items = [item if vector is None else _with_vector(item, vector) for item, vector in page]
@@ -187,7 +190,7 @@ def result_view(job: Job, page: Iterable[tuple[dict[str, Any], Any]], dim: int |
             return {"items": items, "total": job.total, "collection": job.collection, "head_seq": head}
         case "search":
             results = [
-                {"query": item["index"], **{key: item[key] for key in ("hits", "error") if key in item}}
+                {"query": item["index"], **{key: item[key] for key in (*_OF_QUERY, "hits", "error") if key in item}}
                 for item in items
             ]
             seq = max((item["seq"] for item in items if "seq" in item), default=0)

@@ -16,6 +16,8 @@ from revln.jobs.schemas import (
     ItemResult,
     ManifestRef,
     Strict,
+    TextRead,
+    Truncate,
 )
 
 __all__ = ["DEDUP_SCORE", "MAX_DIM", "IndexInput", "IndexItem", "IndexResult"]
@@ -32,7 +34,9 @@ _SOURCES: dict[str, tuple[str, ...]] = {
     "migrate": (),
 }
 # Fields that only one operation reads.
-_OWN: dict[str, str] = {"min_score": "duplicates", "exact": "duplicates", "allow_missing": "migrate"}
+_OWN: dict[str, str] = {
+    "min_score": "duplicates", "exact": "duplicates", "allow_missing": "migrate", "truncate": "upsert",
+}  # fmt: skip
 
 
 class IndexItem(Item):
@@ -97,6 +101,8 @@ class IndexInput(Strict):
     vectors_of: Annotated[str, Field(max_length=128)] | None = Field(
         None, description="The fingerprint of the model that made the items' vectors; it must be the collection's."
     )
+
+    truncate: Truncate = None
 
     index: IndexSpec | None = Field(None, description="Of operation build.")
     min_score: Annotated[float, Field(ge=0.5, le=1)] | None = Field(
@@ -177,7 +183,7 @@ class Migration(BaseModel):
     missing: int = Field(description="Items that were left out; each follows with its reason.")
 
 
-class IndexItemResult(ItemResult):
+class IndexItemResult(ItemResult, TextRead):
     seq: int | None = Field(None, description="The row of the collection's log that carries this change.")
     deleted: int | None = Field(None, description="Of a delete by filter: how many items it took.")
     snapshot: BuiltSnapshot | None = Field(None, description="Of a build: what is served now.")

@@ -8,7 +8,7 @@ manifest.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -44,6 +44,8 @@ __all__ = [
     "Metadata",
     "Strict",
     "Text",
+    "TextRead",
+    "Truncate",
     "refuse_blank",
 ]
 
@@ -167,12 +169,23 @@ class ItemsInput(Strict):
         return self
 
 
+Truncate = Annotated[
+    bool | None,
+    Field(description="False: a text that is longer than the model reads is an error, instead of being cut."),
+]
+
+
 class EmbedInput(ItemsInput):
     """Turn each item into a unit-norm vector of the model's joint space."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"items": [{"text": "a dog on a beach"}, {"image": {"sha256": SHA_EXAMPLE}}]}]}
     )
+
+    input_type: Literal["document", "query"] | None = Field(
+        None, description="Which of a sentence encoder's prompts stands before the texts; document if it is left out."
+    )
+    truncate: Truncate = None
 
 
 class CaptionItem(Item):
@@ -280,14 +293,21 @@ class ItemResult(BaseModel):
     error: ItemFailure | None = None
 
 
-class EmbedItemResult(ItemResult):
+class TextRead(BaseModel):
+    """How a text that went into a vector was read."""
+
+    truncated: bool | None = Field(None, description="True: the text is longer than the model reads, and was cut.")
+    tokens: int | None = Field(None, description="Of a text that was cut: how many it has, the prompt's included.")
+
+
+class EmbedItemResult(ItemResult, TextRead):
     embedding: list[float] | None = None
 
 
 class EmbedResult(BaseModel):
     items: list[EmbedItemResult]
     total: int
-    dim: int
+    dim: int | None = Field(description="Null only of a page without vectors, while the model cannot be read.")
     model: str
     model_fingerprint: str
 

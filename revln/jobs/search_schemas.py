@@ -17,6 +17,8 @@ from revln.jobs.schemas import (
     ItemId,
     Strict,
     Text,
+    TextRead,
+    Truncate,
     refuse_blank,
 )
 
@@ -132,6 +134,7 @@ class SearchInput(Strict):
         description="Show near-duplicates as one hit, with the others' ids; a number is the cosine, true is 0.97.",
     )
     exclude_self: bool = Field(False, description="Leave out the items that the query names by id.")
+    truncate: Truncate = None
 
     @model_validator(mode="after")
     def _near_enough(self) -> Self:
@@ -161,7 +164,7 @@ class Hit(BaseModel):
     duplicates: list[str] | None = Field(None, description="With dedup: the ids of the hits that this one stands for.")
 
 
-class QueryResult(BaseModel):
+class QueryResult(TextRead):
     query: int
     hits: list[Hit] | None = None
     error: ItemFailure | None = None

@@ -8,6 +8,7 @@ from revln.jobs.schemas import Item
 from worker.context import Context, Done, Outcome, parse_items
 from worker.embedding import embed, item_contents
 from worker.models import LoadedModel
+from worker.text_length import measured
 
 __all__ = ["load_embedder", "run_embed"]
 
@@ -15,13 +16,16 @@ __all__ = ["load_embedder", "run_embed"]
 def run_embed(context: Context) -> Done:
     loaded = load_embedder(context)
     parsed = parse_items(context.todo, Item)
-    vectors = embed(context, loaded, item_contents(context, [item for _, item in parsed]))
+    queries = context.input.get("input_type") == "query"
+    contents = item_contents(context, [item for _, item in parsed], queries=queries)
+    contents, reads = measured(context, loaded, contents)
+    vectors = embed(context, loaded, contents)
     return Done(
         [
             Outcome(todo.index, id=_id(item), error=vector)
             if isinstance(vector, ItemError)
-            else Outcome(todo.index, id=_id(item), vector=vector)
-            for (todo, item), vector in zip(parsed, vectors, strict=True)
+            else Outcome(todo.index, id=_id(item), fields=read, vector=vector)
+            for (todo, item), vector, read in zip(parsed, vectors, reads, strict=True)
         ]
     )
 

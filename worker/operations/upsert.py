@@ -16,11 +16,12 @@ from worker.handlers.embed import load_embedder
 from worker.operations import Change, append_changes
 from worker.operations.migrate import prepare_next
 from worker.own_vectors import own_vector, own_vector_key
+from worker.text_length import Read, measured
 
 __all__ = ["run_upsert"]
 
 _Vector = NDArray[np.float32]
-_Made = tuple[_Vector, str] | ItemError  # the vector, and the key of what it is made of
+_Made = tuple[_Vector, str, Read] | ItemError  # the vector, the key of what it is made of, and how that was read
 
 
 def run_upsert(context: Context, collection: Collection) -> Done:
@@ -33,8 +34,9 @@ def run_upsert(context: Context, collection: Collection) -> Done:
             assert isinstance(error, ItemError)
             changes.append((Outcome(todo.index, id=getattr(item, "id", None), error=error), None))
         else:
-            entry = _entry(item, *vector)
-            changes.append((Outcome(todo.index, id=entry.item_id), entry))
+            made_of, key, read = vector
+            entry = _entry(item, made_of, key)
+            changes.append((Outcome(todo.index, id=entry.item_id, fields=read), entry))
     return append_changes(collection, changes)
 
 
@@ -43,14 +45,15 @@ def _vectors(context: Context, collection: Collection, items: list[IndexItem | I
     to_embed = [at for at, item in enumerate(items) if not isinstance(item, ItemError) and not item.has_vector]
     found: dict[int, _Made] = {}
     if to_embed and collection.has_model:
-        contents = item_contents(context, [items[at] for at in to_embed])
-        vectors = embed(context, load_embedder(context, collection), contents)
+        loaded = load_embedder(context, collection)
+        contents, reads = measured(context, loaded, item_contents(context, [items[at] for at in to_embed]))
+        vectors = embed(context, loaded, contents)
         prepare_next(context, collection, contents)
-        for at, content, vector in zip(to_embed, contents, vectors, strict=True):
+        for at, content, vector, read in zip(to_embed, contents, vectors, reads, strict=True):
             if isinstance(content, ItemError):
                 found[at] = content
             else:
-                found[at] = vector if isinstance(vector, ItemError) else (vector, content.key)
+                found[at] = vector if isinstance(vector, ItemError) else (vector, content.key, read)
     return [found[at] if at in found else _given(context, collection, item) for at, item in enumerate(items)]
 
 
@@ -67,7 +70,7 @@ def _given(context: Context, collection: Collection, item: IndexItem | ItemInval
         vector = own_vector(item, collection, context.input.get("vectors_of"))
     except ItemInvalid as err:
         return err
-    return vector, own_vector_key(vector)
+    return vector, own_vector_key(vector), {}
 
 
 def _entry(item: IndexItem, vector: _Vector, key: str) -> LogEntry:
