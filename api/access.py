@@ -14,8 +14,8 @@ from fastapi import Depends, Path, Request
 
 from api.state import ApiState, State
 from revln.access import Caller, Scope
-from revln.db.collections import Collection, get_collection
-from revln.db.jobs import Job, get_job
+from revln.db.collections.collections import Collection, get_collection
+from revln.db.jobs.read import Job, get_job
 from revln.errors import NotFound
 from revln.jobs.schemas import CollectionName
 

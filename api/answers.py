@@ -1,4 +1,4 @@
-"""The form of what the API answers, for openapi.json and /docs. Tests hold real answers to it; no route runs it."""
+"""The form of what the API answers: openapi.json, /docs and `api.views` are made from it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from revln.jobs.state import ChunkState, JobStatus
 
 __all__ = [
     "RESULTS",
+    "AttemptAnswer",
+    "AuditEntryAnswer",
     "AuditPage",
+    "ChunkAnswer",
     "CollectionAnswer",
     "CollectionPage",
     "CollectionsAnswer",
@@ -39,6 +42,7 @@ __all__ = [
     "Problem",
     "ReadyAnswer",
     "ReplayAnswer",
+    "SecretAnswer",
     "SecretsAnswer",
     "SnapshotAnswer",
     "SnapshotsAnswer",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from api.problems import invalid
 from revln.access import Caller
-from revln.db.usage import Quotas, Usage
+from revln.db.jobs.usage import Quotas, Usage
 from revln.errors import PayloadTooLarge
 from revln.settings import Settings
 

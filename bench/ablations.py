@@ -20,12 +20,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from revln.models.revln_card import fingerprint
+from revln.models.revln.card import fingerprint
 
 _DATA = Path("../shared/data")
-_STAGES = ("text", "language", "joint", "caption", "self-critical")
+_STAGES = ("text", "language", "joint", "caption")
 _SHORT = (
-    "--text-epochs=1", "--language-epochs=1", "--epochs=2", "--caption-epochs=1", "--self-critical-epochs=0",
+    "--text-epochs=1", "--language-epochs=1", "--epochs=2", "--caption-epochs=1",
     "--train-size=128", "--freeze=7",
 )  # fmt: skip
 
@@ -50,7 +50,6 @@ VARIANTS = [
     Variant("no captioning in the joint loss", ("--captioning", "0"), "joint"),
     Variant("with the hardest-negative hinge", ("--hardest", "0.5"), "joint"),
     Variant("evidence from Flickr8k alone", ("--no-extra-evidence",), "caption"),
-    Variant("with a pass of self-critical training", ("--self-critical-epochs", "1"), "self-critical"),
 ]
 
 

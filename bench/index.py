@@ -22,15 +22,15 @@ from bench.figure import Figure, in_turns, seconds
 from bench.vectors import clustered
 from revln.access import DEFAULT_TENANT, OWNER
 from revln.blobs import BlobStore
-from revln.db.collections import Collection, create_collection, get_collection
+from revln.db.collections.collections import Collection, create_collection, get_collection
+from revln.db.collections.log import LogEntry, append_log
+from revln.db.collections.snapshots import begin_build, publish
 from revln.db.engine import Database
-from revln.db.log import LogEntry, append_log
 from revln.db.migrate import upgrade
-from revln.db.snapshots import begin_build, publish
 from revln.index.collection import CollectionIndex
 from revln.settings import Settings
-from worker.building import Order, build_snapshot
-from worker.indexes import IndexCache
+from worker.index.build_process import Order, build_snapshot
+from worker.index.cache import IndexCache
 
 __all__ = ["measure"]
 

@@ -1,8 +1,8 @@
 """Who asks, and what they may do: tenants, scopes, and the form of an API key.
 
-A key reads ``rvl_<id>_<secret>``. The id finds its row (`revln.db.keys`), which holds the SHA-256 of the secret: 32
-random bytes need no slow hash. What a key makes of a request is a `Caller`, and everything that a caller does, reads or
-names is of the caller's tenant.
+A key reads ``rvl_<id>_<secret>``. The id finds its row (`revln.db.access.keys`), which holds the SHA-256 of the secret:
+32 random bytes need no slow hash. What a key makes of a request is a `Caller`, and everything that a caller does,
+reads or names is of the caller's tenant.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import ip_address
 
-from revln.errors import Forbidden, InsufficientScope
+from revln.errors import Forbidden, InsufficientScope, SettingsError
 
 __all__ = [
     "ALL_SCOPES",
@@ -30,6 +30,7 @@ __all__ = [
     "new_key_id",
     "new_secret",
     "parse_key",
+    "require_api_key",
     "same_secret",
 ]
 
@@ -122,3 +123,16 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def require_api_key(host: str, key: str) -> None:
+    """Check that an API that other machines can reach has a key.
+
+    Raises:
+        SettingsError: it has none.
+    """
+    if not key and not is_loopback(host):
+        raise SettingsError(
+            f"The API on {host} (REVLN_API_HOST) could be reached from other machines: set REVLN_API_KEY, or listen on "
+            "127.0.0.1."
+        )

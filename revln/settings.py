@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
+from revln.addresses import parse_redis_url
 from revln.errors import SettingsError
 
 __all__ = ["ENV_PREFIX", "ModelSettings", "Settings"]
@@ -60,6 +61,10 @@ class Settings(BaseModel):
     )
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"), description="The broker: redis://, rediss:// or redis+socket:///path."
+    )
+    redis_ca_file: str = Field(
+        "",
+        description="PEM file of a CA that may have signed the certificate of a rediss:// server, beside the system's.",
     )
     blob_url: str = Field(
         "", description="Where bytes are kept: file:///…, s3://bucket/prefix. Empty: the data folder."
@@ -244,6 +249,18 @@ class Settings(BaseModel):
                 raise ValueError(f"{origin!r} is not an origin; one reads https://app.example.org, without a path")
         return value
 
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: SecretStr) -> SecretStr:
+        for file in parse_redis_url(value.get_secret_value()).tls_files.values():
+            _readable(file)
+        return value
+
+    @field_validator("redis_ca_file")
+    @classmethod
+    def _ca(cls, value: str) -> str:
+        return _readable(value) if value else value
+
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None, **overrides: Any) -> Self:
         """Read the environment once.
@@ -305,6 +322,15 @@ class Settings(BaseModel):
     @property
     def cores(self) -> int:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _readable(file: str) -> str:
+    """Raises ValueError."""
+    try:
+        Path(file).open("rb").close()
+    except (OSError, ValueError) as err:
+        raise ValueError(f"the file {file!r} cannot be read: {getattr(err, 'strerror', err)}") from None
+    return file
 
 
 def _listed(value: str) -> list[str]:

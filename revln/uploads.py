@@ -19,8 +19,8 @@ from typing import get_args
 from revln.access import DEFAULT_TENANT, Caller
 from revln.blobs import BlobInfo, BlobStore, BlobWriter
 from revln.db.engine import Database
-from revln.db.upload_ends import delete_upload, expire_uploads, ownerless, remove_ownerless
-from revln.db.uploads import UploadKind, add_uploads, default_tenant_since, used_uploads
+from revln.db.uploads.removal import delete_upload, expire_uploads, ownerless, remove_ownerless
+from revln.db.uploads.uploads import UploadKind, add_uploads, default_tenant_since, used_uploads
 
 __all__ = ["Uploads"]
 

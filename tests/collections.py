@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from revln.access import DEFAULT_TENANT, OWNER
 from revln.blobs import BlobStore
-from revln.db.collections import Collection, create_collection, get_collection, rows_by_seq
+from revln.db.collections.collections import Collection, create_collection, get_collection, rows_by_seq
+from revln.db.collections.log import LogEntry, append_log
+from revln.db.collections.snapshots import Snapshot, begin_build, publish
 from revln.db.engine import Database
-from revln.db.log import LogEntry, append_log
-from revln.db.results import vectors_to_bytes
-from revln.db.snapshots import Snapshot, begin_build, publish
+from revln.db.jobs.results import vectors_to_bytes
 from revln.index.collection import CollectionIndex
-from worker.building import Order, build_snapshot
+from worker.index.build_process import Order, build_snapshot
 
 __all__ = [
     "Contents",

@@ -12,8 +12,8 @@ import numpy as np
 from revln.models.base import ModelInfo, Operation
 from revln.models.registry import ModelCatalog
 from revln.settings import Settings
-from worker.batcher import Batcher
-from worker.loading import LoadedModel, Loader
+from worker.models.batcher import Batcher
+from worker.models.loading import LoadedModel, Loader
 
 __all__ = ["ManyItems", "OrderedLoader", "OrderedModel", "OverlappingModel"]
 

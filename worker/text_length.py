@@ -8,9 +8,8 @@ from typing import Any
 
 from revln.errors import ItemError, ItemInvalid
 from revln.models.base import Counting, ModelInfo
-from worker.context import Context
 from worker.embedding import Content
-from worker.models import LoadedModel
+from worker.models.loading import LoadedModel
 
 __all__ = ["Read", "measured"]
 
@@ -22,12 +21,12 @@ Read = dict[str, Any]
 
 
 def measured(
-    context: Context, loaded: LoadedModel, contents: Sequence[Content | ItemError]
+    loaded: LoadedModel, contents: Sequence[Content | ItemError], truncate: bool | None
 ) -> tuple[list[Content | ItemError], list[Read]]:
-    """The contents, and what is said of each; with ``truncate: false`` in the job, one that is too long is an error."""
+    """The contents, and what is said of each; with ``truncate`` False, one that is too long is an error."""
     info = loaded.model.info
     reads = [_read(loaded, content) for content in contents]
-    if context.input.get("truncate") is not False:
+    if truncate is not False:
         return list(contents), reads
     return [
         _too_long(info, read["tokens"]) if read else content for content, read in zip(contents, reads, strict=True)

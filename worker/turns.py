@@ -1,4 +1,4 @@
-"""Which chunk a message leads to: the one whose turn it is in that queue (`revln.db.turns`)."""
+"""Which chunk a message leads to: the one whose turn it is in that queue (`revln.db.jobs.turns`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from threading import Lock
 
 from revln.db.engine import Database
-from revln.db.turns import Turn, due, queue_of
+from revln.db.jobs.turns import Turn, due, queue_of
 from revln.jobs.kinds import KINDS
 
 __all__ = ["Turns", "runs_long"]
@@ -16,7 +16,7 @@ Address = tuple[str, int]  # of a chunk: its job's id, and its number
 
 
 def runs_long(turn: Turn) -> bool:
-    return KINDS[turn.kind].runs_long(turn.input)
+    return KINDS[turn.kind].operation(turn.input).runs_long
 
 
 class Turns:

@@ -11,7 +11,7 @@ from api.answers import AuditPage
 from api.paging import cut, decode_cursor
 from api.state import State
 from api.views import audit_view
-from revln.db.audit import list_audit
+from revln.db.access.audit import list_audit
 
 __all__ = ["router"]
 

@@ -15,7 +15,7 @@ from api.paging import decode_cursor, encode_cursor
 from api.problems import invalid
 from api.state import ApiState, State
 from api.views import collection_view, item_view
-from revln.db import collections as db_collections
+from revln.db.collections import collections as db_collections
 from revln.errors import NotFound
 from revln.jobs.filters import Filter, FilterError, parse_filter
 from revln.jobs.index_schemas import MAX_DIM

@@ -10,7 +10,7 @@ from api.access import OwnCollection, Who
 from api.answers import GenerationsAnswer
 from api.state import State
 from api.views import generation_view
-from revln.db.generations import Role, delete_generation, shadows_of
+from revln.db.collections.generations import Role, delete_generation, shadows_of
 
 __all__ = ["router"]
 

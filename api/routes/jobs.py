@@ -24,10 +24,12 @@ from api.state import ApiState, State
 from api.submission import submit
 from api.views import etag, job_view, matches, result_view
 from revln.access import Caller, Scope
-from revln.db import job_changes
-from revln.db import jobs as db_jobs
-from revln.db.jobs import Job, JobFilter
-from revln.db.results import result_items
+from revln.db.jobs import changes as job_changes
+from revln.db.jobs import read as db_jobs
+from revln.db.jobs.lists import JobFilter, queue_position
+from revln.db.jobs.lists import list_jobs as read_jobs
+from revln.db.jobs.read import Job
+from revln.db.jobs.results import result_items
 from revln.errors import ModelUnavailable, Unauthorized, Unavailable, UnsupportedMedia
 from revln.jobs.kinds import KINDS, queue_name
 from revln.jobs.state import JobStatus
@@ -51,12 +53,12 @@ _JOB: dict[int | str, dict[str, Any]] = {200: {"model": JobAnswer}}
 def _read(state: ApiState, job_id: str) -> tuple[Job, int | None]:
     with state.db.read() as connection:
         job = db_jobs.get_job(connection, job_id)
-        return job, db_jobs.queue_position(connection, job)
+        return job, queue_position(connection, job)
 
 
 def _position(state: ApiState, job: Job) -> int | None:
     with state.db.read() as connection:
-        return db_jobs.queue_position(connection, job)
+        return queue_position(connection, job)
 
 
 def _page(state: ApiState, job: Job, offset: int, limit: int, cut: bool = False) -> dict[str, Any]:
@@ -166,7 +168,7 @@ def list_jobs(
     position = decode_cursor(cursor, float, str)
     with state.db.read() as connection:
         before = (position[0], position[1]) if position else None
-        found = db_jobs.list_jobs(connection, caller.tenant, wanted, limit + 1, before)
+        found = read_jobs(connection, caller.tenant, wanted, limit + 1, before)
     page, more = cut(found, limit, lambda job: [job.created_at, job.id])
     return {"jobs": [job_view(job, state.settings) for job in page], "next_cursor": more}
 
@@ -222,7 +224,7 @@ def get_result(
 
 
 def _as_npy(state: ApiState, job: Job, offset: int, limit: int) -> bytes:
-    if job.kind != "embed" or job.model is None:
+    if not KINDS[job.kind].operation(job.input).makes_vectors or job.model is None:
         raise UnsupportedMedia(f"A {job.kind} job has no vectors; ask for application/json.")
     with state.db.read() as connection:
         page = result_items(connection, job.id, offset, limit, as_json=False)

@@ -12,7 +12,7 @@ from api.answers import KeyAnswer, KeysAnswer, NewKeyAnswer
 from api.state import State
 from api.views import key_view
 from revln.access import TENANT_PATTERN, Caller, Scope
-from revln.db import keys as db_keys
+from revln.db.access import keys as db_keys
 from revln.errors import Forbidden
 
 __all__ = ["router"]

@@ -11,7 +11,7 @@ from api.access import OwnCollection, Who
 from api.answers import SnapshotAnswer, SnapshotsAnswer
 from api.state import State
 from api.views import snapshot_view
-from revln.db import snapshots as db_snapshots
+from revln.db.collections import snapshots as db_snapshots
 
 __all__ = ["router"]
 

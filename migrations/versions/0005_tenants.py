@@ -2,7 +2,7 @@
 
 What was there before is the default tenant's. Pictures and manifests lie in the blob store, where a migration does not
 reach; the default tenant gets its row of ``uploads`` for one of them when it first names it, if it was stored before
-``tenants`` says that the default tenant came to be (`revln.db.uploads`).
+``tenants`` says that the default tenant came to be (`revln.db.uploads.uploads`).
 
 Revision ID: 0005
 Revises: 0004

@@ -13,10 +13,10 @@ import click
 
 from revln.access import DEFAULT_TENANT, TENANT_PATTERN, Caller, Scope
 from revln.cli.output import print_json
-from revln.db import keys as db_keys
-from revln.db.audit import list_audit
+from revln.db.access import keys as db_keys
+from revln.db.access.audit import list_audit
+from revln.db.access.keys import ApiKey, KeyQuotas
 from revln.db.engine import Database
-from revln.db.keys import ApiKey, KeyQuotas
 from revln.settings import Settings
 
 __all__ = ["audit", "keys"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from revln import embedded_redis
-from revln.access import is_loopback
+from revln.access import require_api_key
 from revln.cli.parts import require_flower_login
 from revln.errors import StartupError
 from revln.settings import Settings
@@ -19,12 +19,8 @@ __all__ = ["check_exposure", "claim_port", "sole_user"]
 
 
 def check_exposure(settings: Settings) -> None:
-    """Raises StartupError if other machines could use it without a key or a password."""
-    if not is_loopback(settings.api_host) and not settings.api_key.get_secret_value():
-        raise StartupError(
-            f"The API on {settings.api_host} could be reached from other machines: set REVLN_API_KEY, or listen on "
-            "127.0.0.1."
-        )
+    """Raises SettingsError or StartupError if other machines could use it without a key or a password."""
+    require_api_key(settings.api_host, settings.api_key.get_secret_value())
     require_flower_login(settings)
 
 

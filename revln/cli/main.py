@@ -21,7 +21,10 @@ KIND_COMMANDS = {"index": "revln.cli.index:index", "search": "revln.cli.search:s
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Run it": {
         "up": ("revln.cli.up:up", "Run everything on this machine, with no service to install."),
-        "demo": ("revln.cli.demo:demo", "Embed, index, search and caption sample photographs; write demo.html."),
+        "demo": (
+            "revln.cli.demo.command:demo",
+            "Embed, index, search and caption sample photographs; write demo.html.",
+        ),
     },
     "Ask it": {
         **{

@@ -46,12 +46,14 @@ def api(host: str | None, port: int | None) -> None:
     os.environ.update(settings.to_env())
     import uvicorn
 
-    from revln.cli.guarded_http import GuardedHttp
+    from revln.db.migrate import require_tables
 
+    require_tables(settings)
     configure_logging(settings)
     give_back_large_blocks()
     _allow_open_files(2 * settings.max_connections + FILES_BESIDE)
-    importlib.import_module("api.app")
+    for module in ("api.app", "api.server"):
+        importlib.import_module(module)
     # What is loaded now stays; a collection that looks it through each time made the parsing of large bodies, for which
     # everybody waits, four times as long.
     gc.freeze()
@@ -65,7 +67,7 @@ def api(host: str | None, port: int | None) -> None:
         access_log=settings.log_level == "debug",
         timeout_graceful_shutdown=API_GRACE_S,
         server_header=False,
-        http=GuardedHttp,
+        http="api.server:GuardedHttp",
         limit_concurrency=settings.max_connections,
         ws="none",  # nothing here speaks it
     )

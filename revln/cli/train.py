@@ -77,9 +77,6 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     "--caption-epochs", type=_COUNT, default=10, show_default=True, help="passes of the decoder over the pictures"
 )
 @click.option(
-    "--self-critical-epochs", type=_COUNT, default=0, show_default=True, help="passes that reward greedy CIDEr"
-)
-@click.option(
     "--patience", type=_SOME, default=5, show_default=True, help="epochs without a better dev figure that end a stage"
 )
 @click.option(

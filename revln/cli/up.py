@@ -17,8 +17,8 @@ from revln import embedded_redis
 from revln.cli.machine import check_exposure, claim_port, sole_user
 from revln.cli.parts import worker_trouble
 from revln.client import RevlnClient
+from revln.db.access.keys import keys_exist
 from revln.db.engine import Database
-from revln.db.keys import keys_exist
 from revln.errors import JobError, RevlnError, StartupError, UsersError
 from revln.settings import ENV_PREFIX, Settings
 from revln.supervisor import LogStream, Part, Supervisor

@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 
 from revln.access import Caller
 from revln.db import tables
-from revln.db.audit import record
+from revln.db.access.audit import record
 from revln.db.engine import Database, db_now
 
 __all__ = ["Order", "Wanted", "model_orders", "place_order"]

@@ -1,7 +1,7 @@
 """Every table. Times are seconds since 1970 as float64, by the database's clock.
 
 The counters of ``jobs`` (items and chunks) repeat what ``chunks`` says, so that a job can be read without counting a
-million rows; whoever changes a chunk changes them in the same transaction (`revln.db.chunks`).
+million rows; whoever changes a chunk changes them in the same transaction (`revln.db.jobs.chunks`).
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ chunks = Table(
     Column("state", String(16), nullable=False),
     Column("queue", String(64), nullable=False),
     _tenant(),
-    _count("turn"),  # in its queue: `revln.db.turns`
+    _count("turn"),  # in its queue: `revln.db.jobs.turns`
     Column("attempt", Integer, nullable=False, server_default=text("0")),  # the fencing token
     Column("max_attempts", Integer, nullable=False),
     Column("crash_count", Integer, nullable=False, server_default=text("0")),
@@ -167,7 +167,8 @@ events = Table(
     Index("ix_events_job_id_id", "job_id", "id"),
 )
 
-# What is to be told to whom: written with the change it tells of, read by every worker (revln/db/deliveries.py).
+# What is to be told to whom: written with the change it tells of, read by every worker
+# (revln/db/webhooks/deliveries.py).
 deliveries = Table(
     "deliveries",
     metadata,
@@ -241,13 +242,13 @@ collections = Table(
     Column("model_fingerprint", String(128), nullable=False),
     Column("dim", Integer, nullable=False),
     _count("head_seq"),
-    _count("blanked_seq"),  # how far replaced rows have been: revln/db/blanking.py
+    _count("blanked_seq"),  # how far replaced rows have been: revln/db/collections/blanking.py
     _count("count"),
     Column("metadata", _Json, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("updated_at", Double, nullable=False),
     Column("snapshot_id", _Id),  # the one that workers load; none: they replay the log from its beginning
-    Column("shadow_of", _Id),  # of a generation that does not serve (revln.db.generations): whose it is
+    Column("shadow_of", _Id),  # of a generation that does not serve (revln.db.collections.generations): whose it is
     Column("shadow_role", String(16)),
     Column("shadow_seq", BigInteger),  # the row of that one's log up to which it has followed
     Index("uq_collections_tenant_name", "tenant", "name", unique=True),
@@ -319,12 +320,12 @@ uploads = Table(
     Column("kind", String(16), primary_key=True),  # image | manifest
     Column("size_bytes", BigInteger, nullable=False),
     Column("created_at", Double, nullable=False),
-    Column("last_used_at", Double, nullable=False),  # to the hour: revln/db/uploads.py
+    Column("last_used_at", Double, nullable=False),  # to the hour: revln/db/uploads/uploads.py
     Index("ix_uploads_kind_sha256", "kind", "sha256"),
     Index("ix_uploads_last_used_at", "last_used_at"),
 )
 
-job_uploads = Table(  # what a job names of its tenant's, written with it: revln/db/upload_ends.py
+job_uploads = Table(  # what a job names of its tenant's, written with it: revln/db/uploads/removal.py
     "job_uploads",
     metadata,
     Column("job_id", _Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
@@ -333,7 +334,7 @@ job_uploads = Table(  # what a job names of its tenant's, written with it: revln
     Index("ix_job_uploads_sha256", "sha256"),
 )
 
-# What waits of each key, kept up to date with the jobs that it repeats: revln/db/usage.py.
+# What waits of each key, kept up to date with the jobs that it repeats: revln/db/jobs/usage.py.
 usage = Table(
     "usage",
     metadata,

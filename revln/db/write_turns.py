@@ -27,7 +27,8 @@ _LOOK_S = 0.001
 class WriteTurns:
     """For one thread of a process at a time; ``path`` is the database's file, beside which two empty ones are made."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, patience_s: float = _PATIENCE_S) -> None:
+        self._patience_s = patience_s
         self._paths = f"{path}-next", f"{path}-turn"
         self._without_until = 0.0
 
@@ -40,7 +41,7 @@ class WriteTurns:
 
     def _taken(self, ours: ExitStack) -> bool:
         """Whether it is our turn, until ``ours`` is closed."""
-        give_up_at = time.monotonic() + _PATIENCE_S
+        give_up_at = time.monotonic() + self._patience_s
         try:
             with _opened(self._paths[0]) as following:
                 if not _locked(following, give_up_at):

@@ -1,4 +1,6 @@
-"""Filters on items' metadata: the grammar, its limits, and what it means. `revln.db.filters` says the same in SQL.
+"""Filters on items' metadata: the grammar, its limits, and what it means.
+
+`revln.db.collections.filters` says the same in SQL.
 
     filter    = {field: condition, …, "and": [filter, …], "or": [filter, …], "not": filter}     all of them hold
     condition = value | {operator: operand, …}                                                  all of them hold

@@ -59,6 +59,8 @@ class ModelInfo:
     match_min_score: Mapping[str, float] | None = None
     # Least cosine of a retrieved caption that may be evidence, by its operator or its card; None: neither says.
     evidence_min_score: float | None = None
+    # Its captions say how likely they are right, by what its training measured.
+    has_confidence: bool = False
     joint_fingerprint: str = ""
     # Of a text, with the tokens that the model adds; what is longer is cut. None: it reads no texts, or does not say.
     max_tokens: int | None = None
@@ -107,10 +109,16 @@ class CaptionRequest:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """``log_prob`` is the sum of the natural log-probabilities of the generated tokens, end token included."""
+    """One caption.
+
+    Attributes:
+        log_prob: sum of the natural log-probabilities of the generated tokens, end token included.
+        confidence: how likely it is right, in [0, 1], by what the model's training measured; None: not measured.
+    """
 
     text: str
     log_prob: float
+    confidence: float | None = None
 
 
 @runtime_checkable

@@ -76,8 +76,8 @@ _LANGUAGE_MODELS = frozenset({"gemma3_text", "mistral", "qwen2", "qwen3"})
 FAMILIES: dict[str, Family] = {
     # Its joint fingerprint covers some of the tensors alone, of which no hub states a hash.
     "revln": Family(
-        "revln.models.revln_card:describe_checkpoint",
-        "revln.models.revln_family:load_checkpoint",
+        "revln.models.revln.card:describe_checkpoint",
+        "revln.models.revln.model:load_checkpoint",
         described_whole=True,
     ),
     "clip": _dual_encoder("clip"),

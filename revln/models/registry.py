@@ -84,7 +84,7 @@ class ModelCatalog:
     def load(self, name: str, device: str) -> Model:
         """Load a model, on ``device`` unless the operator named another for it; a hub model is downloaded first.
 
-        Slow, and not guarded against two callers: `worker.models` does that.
+        Slow, and not guarded against two callers: `worker.models.pool` does that.
 
         Raises:
             ModelUnavailable: its files are missing, damaged or of another kind, or it cannot be on that device.

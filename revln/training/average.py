@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from revln.errors import ValidationFailed
-from revln.models.revln_card import TOKENIZER_FILE, RevlnConfig
-from revln.models.revln_family import load
+from revln.models.revln.card import TOKENIZER_FILE, RevlnConfig
+from revln.models.revln.model import load
 from revln.training.export import write_checkpoint
 
 __all__ = ["average"]

@@ -17,10 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revln.models.captioner import Captioner
-from revln.models.decoding import pad_left
-from revln.models.revln_family import RevlnNet
-from revln.models.tokenizer import EOS, PAD, Tokenizer
+from revln.models.revln.decoder import Captioner
+from revln.models.revln.net import RevlnNet
+from revln.models.revln.tokenizer import Tokenizer
 from revln.training.pixels import Augment, View
 from revln.training.stage import Stage, convolving, rng_of
 
@@ -33,7 +32,6 @@ __all__ = [
     "caption_stage",
     "language_stage",
     "target",
-    "teacher_forced",
 ]
 
 Ids = list[int]
@@ -62,24 +60,7 @@ class Prompter:
         # Mostly as many as there are room for, which is what the served model gets.
         shown = most if rng.random() < 0.5 else int(rng.integers(1, most + 1))
         chosen = np.sort(rng.choice(pool, shown, replace=False))
-        return self.tokenizer.prompt([captions[i] for i in chosen], self.each)
-
-
-def teacher_forced(
-    captioner: Captioner, seen: Tensor | None, prompts: Sequence[Ids], targets: Sequence[Ids]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One pass over B prompts and targets: (B, L, V) logits, (B, L) ids they should tell, (B, L) which of them count.
-
-    A target's end token counts too; L is the longest target with it.
-    """
-    device = captioner.position.device
-    ids, mask = pad_left([[*prompt, *target, EOS] for prompt, target in zip(prompts, targets, strict=True)], PAD)
-    ids, mask = ids.to(device), mask.to(device)
-    lengths = torch.tensor([len(target) + 1 for target in targets], device=device)
-    L = int(lengths.max())
-    logits = captioner.logits(ids[:, :-1], mask[:, :-1], seen, keep=L)
-    # Rows end in the same column, so a target is the last len + 1 columns of its row.
-    return logits.float(), ids[:, -L:], torch.arange(L, device=device)[None, :] >= L - lengths[:, None]
+        return self.tokenizer.prompt([(None, captions[i]) for i in chosen], self.each)
 
 
 def caption_loss(captioner: Captioner, seen: Tensor | None, prompts: Sequence[Ids], targets: Sequence[Ids]) -> Tensor:
@@ -87,7 +68,7 @@ def caption_loss(captioner: Captioner, seen: Tensor | None, prompts: Sequence[Id
 
     In training mode the likelihood is smoothed.
     """
-    logits, ids, real = teacher_forced(captioner, seen, prompts, targets)
+    logits, ids, real = captioner.teacher_forced(seen, prompts, targets)
     smoothing = _SMOOTHING if captioner.training else 0.0
     return F.cross_entropy(logits[real], ids[real], label_smoothing=smoothing)
 
@@ -183,7 +164,8 @@ def caption_stage(training: DecoderTraining, epochs: int) -> Stage:
 
     def loss(item: tuple[View, list[_Example]]) -> Tensor:
         view, rows = item
-        seen = captioner.look(training.places(view)).repeat(2, 1, 1)
+        places = training.places(view)
+        seen = captioner.look(places, training.net.image.embed(places)).repeat(2, 1, 1)
         return caption_loss(captioner, seen, [row.prompt for row in rows], [row.target for row in rows])
 
     return training.stage("caption", epochs, 6e-4, draw, loss)

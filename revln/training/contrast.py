@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from revln.models.image_cnn import ImageEncoder
-from revln.models.text_gru import TextEncoder, pad
+from revln.models.revln.image_cnn import ImageEncoder
+from revln.models.revln.text_gru import TextEncoder, pad
 from revln.training.pixels import batches_of, whole
 from revln.training.recall import recall_both_ways
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from revln.models.base import CaptionOptions
-from revln.models.captioner import Captioner
 from revln.models.decoding import Row
-from revln.models.revln_family import RevlnNet
+from revln.models.revln.decoder import Captioner
+from revln.models.revln.net import RevlnNet
 from revln.training.captions import Prompter, caption_loss, target
 from revln.training.metrics import score_captions
 from revln.training.pixels import batches_of, whole
@@ -30,6 +30,7 @@ class DevCaptions:
     """The dev pictures' feature maps, which no stage of the decoder changes, and what is asked of it."""
 
     places: Tensor  # (N, P, C) float16
+    vectors: Tensor  # (N, D)
     references: Sequence[Sequence[str]]
     evidence: Sequence[Sequence[str]]
     prompter: Prompter
@@ -49,9 +50,11 @@ class DevCaptions:
         """``evidence`` is best first; as many are shown as the served model shows."""
         net.eval()
         n = min(_MOST, len(images))
-        places = torch.cat([net.image.places(whole(images[at], device)).half().cpu() for at in batches_of(n)])
+        maps = [net.image.places(whole(images[at], device)) for at in batches_of(n)]
+        vectors = torch.cat([net.image.embed(places).cpu() for places in maps])
+        maps = [places.half().cpu() for places in maps]
         shown = [row[: prompter.most] for row in evidence[:n]]
-        return cls(places, references[:n], shown, prompter, device)
+        return cls(torch.cat(maps), vectors, references[:n], shown, prompter, device)
 
     @torch.inference_mode()
     def figures(self, captioner: Captioner) -> dict[str, float]:
@@ -59,8 +62,8 @@ class DevCaptions:
         tokenizer, each = self.prompter.tokenizer, self.prompter.each
         losses, told, bare = [], [], []
         for at in batches_of(len(self.places)):
-            seen = captioner.look(self.places[at].float().to(self.device))
-            prompts = [tokenizer.prompt(shown, each) for shown in self.evidence[at]]
+            seen = captioner.look(self.places[at].float().to(self.device), self.vectors[at].to(self.device))
+            prompts = [tokenizer.prompt([(None, text) for text in shown], each) for shown in self.evidence[at]]
             targets = [target(tokenizer, texts[0]) for texts in self.references[at]]
             losses.append(float(caption_loss(captioner, seen, prompts, targets)))
             told += _tell(captioner, seen, prompts)

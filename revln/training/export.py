@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from revln.errors import ValidationFailed
-from revln.models.revln_card import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, RevlnConfig
-from revln.models.revln_family import RevlnNet
-from revln.models.tokenizer import Tokenizer
+from revln.models.revln.card import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, RevlnConfig
+from revln.models.revln.net import RevlnNet
+from revln.models.revln.tokenizer import Tokenizer
 from revln.training.files import replace_file
 from revln.training.options import TrainOptions
 

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from revln.models.revln_family import RevlnNet
-from revln.models.text_gru import TextEncoder, pad
-from revln.models.tokenizer import Tokenizer
+from revln.models.revln.net import RevlnNet
+from revln.models.revln.text_gru import TextEncoder, pad
+from revln.models.revln.tokenizer import Tokenizer
 from revln.training.captions import caption_loss, target
 from revln.training.contrast import Scale, contrastive_loss
 from revln.training.pixels import Augment, View
@@ -151,7 +151,7 @@ def joint_stage(
         if item.extra:
             total = total + options.extra_texts * _between(extra, extra_scale)
         if item.told:
-            seen = net.captioner.look(places[: len(item.told)])
+            seen = net.captioner.look(places[: len(item.told)], vectors[: len(item.told)].detach())
             prompts = [data.prompt] * len(item.told)
             total = total + options.captioning * caption_loss(net.captioner, seen, prompts, item.told)
         return total

@@ -32,7 +32,6 @@ class TrainOptions:
     language_epochs: int = 2
     joint_epochs: int = 14
     caption_epochs: int = 10
-    self_critical_epochs: int = 0
     patience: int = 5
     batch: int = 128
     train_size: int = 160  # pixels of a view in the joint stage

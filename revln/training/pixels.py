@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
-from revln.models.image_cnn import pixels
+from revln.models.revln.image_cnn import pixels
+from revln.progress_bar import tracked
 from revln.training.data import Pictures
 
 __all__ = ["Augment", "View", "batches_of", "cache_pixels", "may_be_mirrored", "whole"]
@@ -46,7 +46,7 @@ def cache_pixels(files: Sequence[str], pictures: Pictures, size: int, cache: Pat
         partial = path.with_suffix(f".{uuid4().hex}.part")
         try:
             out = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(files), 3, size, size))
-            for i, file in enumerate(tqdm(files, desc="pictures", unit="picture")):
+            for i, file in enumerate(tracked(files, "pictures")):
                 out[i] = pixels(pictures[file], size).numpy()
             out.flush()
             # Renamed only when whole: a run that was killed leaves a .part, never a cache with zeros in it.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,13 @@ import torch
 from safetensors.torch import load_file
 
 from revln.errors import ValidationFailed
-from revln.models.image_cnn import load_backbone
 from revln.models.memory import keep_freed_memory
 from revln.models.registry import describe_folder, load_folder
-from revln.models.revln_card import TOKENIZER_FILE, WEIGHTS_FILE, RevlnConfig
-from revln.models.revln_family import RevlnNet, load
-from revln.models.tokenizer import Tokenizer, train_tokenizer
+from revln.models.revln.card import TOKENIZER_FILE, WEIGHTS_FILE, RevlnConfig
+from revln.models.revln.model import load
+from revln.models.revln.net import RevlnNet
+from revln.models.revln.tokenizer import Tokenizer, train_tokenizer
+from revln.models.revln.trunks import fold_backbone
 from revln.training.calibrate import evidence_threshold, match_thresholds
 from revln.training.captions import CaptionData, DecoderTraining, Prompter, Retrieved, caption_stage, language_stage
 from revln.training.contrast import dev_recall, embed_images, embed_texts
@@ -36,7 +37,6 @@ from revln.training.export import export
 from revln.training.joint import JointData, JointOptions, Told, joint_stage, text_stage
 from revln.training.options import TrainOptions
 from revln.training.pixels import Augment, cache_pixels, may_be_mirrored
-from revln.training.self_critical import self_critical_stage
 from revln.training.stage import Schedule, run_stage
 from revln.training.teacher import Teacher, check_teacher, teacher_of
 
@@ -101,7 +101,7 @@ class _Training:
         if options.license is not None:
             self.config = replace(self.config, license=options.license)
         if options.backbone:
-            _load_backbone(self.net, options)
+            _load_backbone(self.net, self.config.trunk, options)
         self.pictures = Pictures(options.images)
         for folder in options.teachers:
             check_teacher(describe_folder(folder))
@@ -196,7 +196,7 @@ class _Training:
 
     def _captions(self, space: _Space) -> None:
         options = self.options
-        if not options.caption_epochs and not options.self_critical_epochs:
+        if not options.caption_epochs:
             return
         data, dev = self._evidence(space)
         training = DecoderTraining(
@@ -209,12 +209,7 @@ class _Training:
             validate=lambda: dev.figures(self.net.captioner),
             device=self.device,
         )
-        for make, epochs in (
-            (caption_stage, options.caption_epochs),
-            (self_critical_stage, options.self_critical_epochs),
-        ):
-            if epochs:
-                run_stage(make(training, epochs), self.schedule, self.curves)
+        run_stage(caption_stage(training, options.caption_epochs), self.schedule, self.curves)
 
     def _evidence(self, space: _Space) -> tuple[CaptionData, DevCaptions]:
         """The captions of the other pictures are one store; with those without pictures they are another.
@@ -317,12 +312,19 @@ def _digest(path: Path) -> str:
         raise ValidationFailed(f"{path} cannot be read: {err.strerror}") from err
 
 
-def _load_backbone(net: RevlnNet, options: TrainOptions) -> None:
+def _load_backbone(net: RevlnNet, trunk: str, options: TrainOptions) -> None:
     assert options.backbone is not None
     try:
-        load_backbone(net.image, load_file(options.backbone))
+        fold_backbone(trunk, net.image.trunk, _state(options.backbone))
     except (OSError, ValueError) as err:
         raise ValidationFailed(f"the backbone {options.backbone} cannot be used: {err}") from err
+
+
+def _state(path: Path) -> dict[str, torch.Tensor]:
+    """Read a state dict: safetensors, or what torch.save wrote, of which nothing but tensors is unpacked."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return cast("dict[str, torch.Tensor]", torch.load(path, map_location="cpu", weights_only=True))
 
 
 def _config(options: TrainOptions) -> RevlnConfig:

@@ -24,7 +24,7 @@ from torch import Tensor
 from revln.errors import ValidationFailed
 from revln.models.base import Model, ModelInfo, Operation
 from revln.training.data import Example, Pictures
-from revln.training.evaluate import EMBEDS, run_model
+from revln.training.evaluation.running import EMBEDS, run_model
 
 __all__ = [
     "Answers",

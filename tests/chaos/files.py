@@ -9,12 +9,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from revln.blobs import BlobStore
-from revln.db.collections import Collection
+from revln.db.collections.collections import Collection
 from tests.chaos.experiment import experiment
 from tests.chaos.lab import Lab
 from tests.chaos.nursery import FULL, OWNER, Nursery, nursery
 from tests.collections import Contents, build, clustered, make_collection, read, recall, write
-from worker.indexes import IndexCache
+from worker.index.cache import IndexCache
 
 __all__: list[str] = []
 

@@ -13,7 +13,7 @@ from revln.db import tables
 from revln.db.engine import Database
 from revln.errors import RevlnError
 from revln.jobs.state import ChunkState, JobStatus
-from worker.building import PREFIX
+from worker.index.build_process import PREFIX
 
 __all__ = ["violations"]
 

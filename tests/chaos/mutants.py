@@ -45,7 +45,7 @@ MUTANTS = [
         "without the fencing clause",
         (
             Cut(
-                "revln/db/chunks.py",
+                "revln/db/jobs/chunks.py",
                 "return and_(is_chunk(job_id, number), columns.attempt == attempt, columns.state == state)",
                 "return and_(is_chunk(job_id, number), columns.state == state)",
             ),
@@ -55,10 +55,7 @@ MUTANTS = [
     ),
     Mutant(
         "without the sweeper",
-        (
-            Cut("worker/sweeper.py", 'self._step("recover", self._recover)', "pass"),
-            Cut("worker/sweeper.py", 'self._step("publish", self._publish)', "pass"),
-        ),
+        (Cut("worker/upkeep/sweeper.py", "self.recover, self.publish, look_for_orders", "look_for_orders"),),
         (2, 3),
         ("for ever",),
     ),
@@ -70,7 +67,7 @@ MUTANTS = [
                 "            if digest.hexdigest() == sha256:\n                checked.seek(0)",
                 "            if True:\n                checked.seek(0)",
             ),
-            Cut("worker/snapshots.py", "if digest.hexdigest() != snapshot.sha256:", "if False:"),
+            Cut("worker/index/load.py", "if digest.hexdigest() != snapshot.sha256:", "if False:"),
         ),
         (13,),
         ("not detected",),

@@ -26,17 +26,17 @@ from sqlalchemy import update
 from revln.access import DEFAULT_TENANT
 from revln.blobs import BlobStore
 from revln.db import tables
-from revln.db.collections import get_collection
+from revln.db.collections.collections import get_collection
+from revln.db.collections.log import LogEntry, append_log
+from revln.db.collections.snapshots import Snapshot, begin_build, current_snapshot, publish
 from revln.db.engine import Database
-from revln.db.log import LogEntry, append_log
-from revln.db.results import vectors_to_bytes
-from revln.db.snapshots import Snapshot, begin_build, current_snapshot, publish
+from revln.db.jobs.results import vectors_to_bytes
 from revln.errors import Unavailable
 from tests.chaos.small_disk import make_small
 from tests.collections import clustered, nobody, order_of
-from worker.building import PREFIX, build_snapshot
-from worker.indexes import IndexCache
-from worker.snapshots import load_newest
+from worker.index.build_process import PREFIX, build_snapshot
+from worker.index.cache import IndexCache
+from worker.index.load import load_newest
 
 __all__ = ["FULL", "OWNER", "SHARED", "Nursery", "nursery"]
 

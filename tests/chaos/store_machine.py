@@ -24,12 +24,13 @@ from hypothesis.stateful import (
 from sqlalchemy import delete, event, select, update
 
 from revln.access import OWNER
-from revln.db import sweep, tables
-from revln.db.burial import bury_chunk
-from revln.db.chunks import claim_chunk, end_chunk, finish_chunk, heartbeat, release_chunk
-from revln.db.crashes import charge_crash
+from revln.db import tables
 from revln.db.engine import Database
-from revln.db.job_changes import cancel_job, delete_job, retry_job
+from revln.db.jobs import sweep
+from revln.db.jobs.changes import cancel_job, delete_job, retry_job
+from revln.db.jobs.chunks import claim_chunk, end_chunk, finish_chunk, heartbeat, release_chunk
+from revln.db.jobs.crashes import charge_crash
+from revln.db.jobs.dead_letters import bury_chunk
 from revln.errors import Conflict, LeaseLost, TimedOut
 from revln.jobs.state import ChunkState, JobStatus
 from tests.builders import make_job, ok_result

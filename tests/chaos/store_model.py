@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from revln.db.chunks import Claim
+from revln.db.jobs.chunks import Claim
 from revln.jobs.state import ChunkState, JobStatus, Tally, derive_status
 
 __all__ = [

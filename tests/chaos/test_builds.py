@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from revln.blobs import BlobStore
-from revln.db.collections import list_items
+from revln.db.collections.collections import list_items
+from revln.db.collections.log import read_log
 from revln.db.engine import Database
-from revln.db.log import read_log
-from revln.db.results import vectors_from_bytes
+from revln.db.jobs.results import vectors_from_bytes
 from tests.chaos.nursery import nursery
 from tests.collections import Contents, clustered, make_collection, read, recall
-from worker.indexes import IndexCache
+from worker.index.cache import IndexCache
 
 DIM = 16
 

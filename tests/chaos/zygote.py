@@ -137,7 +137,7 @@ def _prepare() -> None:
     for name in _PRELOADED:
         importlib.import_module(name)
     importlib.import_module("tests.chaos.puppet").install()
-    importlib.import_module("worker.loading").choose_device = lambda _: "cpu"  # type: ignore[attr-defined]
+    importlib.import_module("worker.models.loading").choose_device = lambda _: "cpu"  # type: ignore[attr-defined]
 
 
 def main() -> None:

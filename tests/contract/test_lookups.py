@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from sqlalchemy import Connection, text
 
-from revln.db.collections import Collection, item_vectors, list_items, live_seqs, rows_by_seq
+from revln.db.collections.collections import Collection, item_vectors, list_items, live_seqs, rows_by_seq
+from revln.db.collections.generations import changes_after
+from revln.db.collections.log import LogEntry, append_log, read_log, read_vectors
 from revln.db.embeddings import cached_vectors, store_vectors
 from revln.db.engine import Database
-from revln.db.generations import changes_after
-from revln.db.items import live_rows
-from revln.db.log import LogEntry, append_log, read_log, read_vectors
 from revln.db.migrate import upgrade
 from revln.settings import Settings
 from tests.collections import make_collection
@@ -60,7 +59,6 @@ LOOKUPS: dict[str, Callable[[Connection, str], object]] = {
     "read_vectors": lambda connection, of: read_vectors(connection, of, np.array(SEQS), DIM)[0],
     "read_log": lambda connection, of: read_log(connection, of, 50, DIM, FEW).seqs,
     "changes_after": lambda connection, of: changes_after(connection, of, 50, FEW).live,
-    "live_rows": lambda connection, of: live_rows(connection, of, 50, 50 + FEW),
     "cached_vectors": lambda connection, _: cached_vectors(connection, "f", [f"text:{n}" for n in SEQS]),
     "append": lambda connection, of: append_log(connection, of, [put(item_id) for item_id in IDS]),
     "delete": lambda connection, of: append_log(connection, of, [LogEntry("delete", item_id) for item_id in IDS]),

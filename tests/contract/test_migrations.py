@@ -10,7 +10,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 
 from revln.access import OWNER
-from revln.db.collections import delete_collection
+from revln.db.collections.collections import delete_collection
 from revln.db.engine import Database
 from revln.db.migrate import alembic_config, upgrade
 from revln.db.tables import metadata

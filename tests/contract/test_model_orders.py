@@ -16,8 +16,8 @@ from revln.models.registry import ModelCatalog
 from revln.settings import ModelSettings, Settings
 from tests.fakes import OrderedLoader
 from tests.stack import wait_until
-from worker.model_orders import ModelOrders
-from worker.models import LoadedModels
+from worker.models.orders import ModelOrders
+from worker.models.pool import LoadedModels
 
 
 class Worker:
@@ -67,7 +67,7 @@ def test_every_worker_carries_an_order_out_once(db: Database, worker: Worker) ->
     for each in (worker, other):
         each.carry_out()
         assert each.shows() == {"a": ("loaded", 1)}
-    worker.models.unload("a")  # as another model's load may do
+    worker.models.pool.unload("a")  # as another model's load may do
     worker.orders.look()
     assert worker.shows() == {"a": ("unloaded", 1)}, "an old order does not bring it back"
     place_order(db, "a", "unload", OWNER)
@@ -90,7 +90,7 @@ def test_an_order_that_fails_shows_why_and_the_next_one_is_carried_out(db: Datab
     worker.orders.look()
     place_order(db, "a", "load", OWNER)
     worker.carry_out()
-    (row,) = worker.models.describe()
+    (row,) = worker.models.pool.describe()
     assert (row["state"], row["order"], row["error"]["detail"]) == ("failed", 1, "no weights")
     del worker.loader.fails["a"]
     place_order(db, "a", "load", OWNER)

@@ -12,17 +12,19 @@ from numpy.typing import NDArray
 from sqlalchemy import func, select
 
 from revln.access import DEFAULT_TENANT, OWNER
-from revln.db import job_changes, retention, tables
-from revln.db.chunks import claim_chunk, finish_chunk
-from revln.db.collections import Collection, delete_collection
+from revln.db import retention, tables
+from revln.db.collections.collections import Collection, delete_collection
+from revln.db.collections.log import LogEntry, append_log
 from revln.db.engine import Database
-from revln.db.jobs import Job, JobFilter, count_by_status, get_job, list_jobs
-from revln.db.log import LogEntry, append_log
+from revln.db.jobs import changes as job_changes
+from revln.db.jobs.chunks import claim_chunk, finish_chunk
+from revln.db.jobs.lists import JobFilter, count_by_status, list_jobs
+from revln.db.jobs.read import Job, get_job
 from revln.errors import Conflict, NotFound
 from revln.jobs.state import JobStatus
 from tests.builders import make_job, ok_result, take
 from tests.collections import clustered, make_collection, write
-from worker.retention import in_steps
+from worker.upkeep.retention import in_steps
 
 OF_A_JOB = (tables.jobs, tables.chunks, tables.results, tables.events)
 
@@ -155,7 +157,7 @@ def test_a_job_that_is_retried_as_its_retention_ends_stays(db: Database) -> None
 def test_steps_follow_how_long_they_hold_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     asked: list[int] = []
-    monkeypatch.setattr("worker.retention.time.monotonic", lambda: now)
+    monkeypatch.setattr("worker.upkeep.retention.time.monotonic", lambda: now)
     pauses: list[float] = []
     stop = Event()
     monkeypatch.setattr(stop, "wait", pauses.append)

@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import event
 
 from revln.access import Caller
-from revln.db.keys import create_key
-from revln.db.submit import NewJob, submit_job
+from revln.db.access.keys import create_key
+from revln.db.jobs.submit import NewJob, submit_job
 from tests.conftest import DATABASES, fresh_database
 from tests.inline import InlineStack, inline_stack
 from tests.integration.test_http_contract import problem

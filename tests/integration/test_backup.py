@@ -16,8 +16,9 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.engine import make_url
 
-from revln.db import sweep, tables
+from revln.db import tables
 from revln.db.engine import Database, db_now
+from revln.db.jobs import sweep
 from revln.db.migrate import upgrade
 from revln.settings import Settings
 from tests.builders import make_job, take

@@ -8,8 +8,8 @@ from click.testing import CliRunner
 
 from api.answers import ChunkPage, JobPage
 from revln.cli.dead import dead
-from revln.db.burial import bury_locked
-from revln.db.jobs import Job, lock_job
+from revln.db.jobs.dead_letters import bury_locked
+from revln.db.jobs.read import Job, lock_job
 from revln.errors import WorkerLost
 from revln.jobs.state import ChunkState
 from tests.builders import make_job

@@ -10,8 +10,8 @@ from uuid import uuid4
 
 import pytest
 
-from revln.db.generations import follow
-from revln.db.result_rows import write_report
+from revln.db.collections.generations import follow
+from revln.db.jobs.reports import write_report
 from revln.jobs.index_schemas import IndexResult
 from tests.conftest import DATABASES, fresh_database
 from tests.inline import InlineStack, inline_stack
@@ -208,8 +208,8 @@ def test_a_migration_that_is_cut_off_goes_on_where_it_stopped(
         if len(calls) == 4:
             raise RuntimeError("as if it had been killed before it could commit")
 
-    monkeypatch.setattr("worker.operations.migrate._TOGETHER", 10)
-    monkeypatch.setattr("worker.operations.migrate.follow", dies_once)
+    monkeypatch.setattr("worker.handlers.index.migrate._TOGETHER", 10)
+    monkeypatch.setattr("worker.handlers.index.migrate.follow", dies_once)
     assert moved(inline, name, NEW)[0]["migration"]["items"] == 95
     assert calls[:5] == [(0, 10), (10, 20), (20, 30), (30, 40), (30, 40)]
     after = inline.http.get(f"/v1/collections/{name}").json()
@@ -227,7 +227,7 @@ def test_a_change_that_was_computed_before_the_swap_is_made_on_what_serves_after
             begun.set()
             assert swapped.wait(60)
 
-    monkeypatch.setattr("worker.operations.upsert.prepare_next", slowly)
+    monkeypatch.setattr("worker.handlers.index.upsert.prepare_next", slowly)
     late = inline.client.submit("index", {"collection": name, "items": [{"id": "late", "text": "late word"}]})
     assert begun.wait(60)
     moved(inline, name, NEW)
@@ -246,7 +246,7 @@ def test_a_collection_deleted_under_its_migration_ends_it_and_leaves_nothing(
     def delete_it(*_: Any) -> None:
         assert inline.http.delete(f"/v1/collections/{name}").status_code == 204
 
-    monkeypatch.setattr("worker.operations.migrate._try_missing", delete_it)
+    monkeypatch.setattr("worker.handlers.index.migrate._try_missing", delete_it)
     job = migrate(inline, name, NEW)
     assert (job["status"], job["error"]["code"]) == ("failed", "not_found")
     with inline.runtime.db.read() as connection:
@@ -264,7 +264,7 @@ def test_of_two_migrations_at_once_the_later_one_is_told_of_the_other(
         begun.set()
         assert go_on.wait(60)
 
-    monkeypatch.setattr("worker.operations.migrate._try_missing", slowly)
+    monkeypatch.setattr("worker.handlers.index.migrate._try_missing", slowly)
     first = inline.client.submit("index", {"collection": name, "operation": "migrate"}, model=NEW)
     assert begun.wait(60)
     try:
@@ -293,7 +293,7 @@ def test_a_worker_that_dies_at_the_swap_leaves_it_undone_and_the_next_tells_what
             raise RuntimeError(deaths[0])
         return write_report(*arguments)
 
-    monkeypatch.setattr("revln.db.chunks.write_report", dies_once)
+    monkeypatch.setattr("revln.db.jobs.chunks.write_report", dies_once)
     head, missing = moved(inline, name, NEW, allow_missing=True)
     assert deaths
     assert (head["migration"]["former_model"], head["migration"]["items"], head["migration"]["missing"]) == (OLD, 4, 1)

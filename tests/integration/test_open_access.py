@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from revln.access import OWNER, Scope
-from revln.db.keys import create_key, revoke_key
+from revln.db.access.keys import create_key, revoke_key
 from tests.conftest import fresh_database
 from tests.inline import InlineStack, inline_stack
 from tests.integration.test_http_contract import problem

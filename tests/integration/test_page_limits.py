@@ -37,7 +37,7 @@ def test_a_page_of_a_result_that_is_too_large_says_how_many_items_are_not(
 ) -> None:
     job = run(inline, "embed", {"items": [{"text": f"text {n}"} for n in range(200)]})  # four chunks
     path, dim = job["urls"]["result"], job["result"]["dim"]
-    monkeypatch.setattr("revln.db.results.PAGE_BYTES", 64 * dim * 4 * 5 * 2 + 30_000)
+    monkeypatch.setattr("revln.db.jobs.results.PAGE_BYTES", 64 * dim * 4 * 5 * 2 + 30_000)
     refused = problem(inline.http.get(path), 422, "validation_failed")
     assert refused.errors is not None
     assert (refused.errors[0].pointer, "limit=128" in refused.detail) == ("/limit", True)
@@ -52,14 +52,14 @@ def test_hits_that_are_too_much_together_are_one_querys_error(
     inline: InlineStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = own(inline, *long_items(20, 4), dim=4)
-    monkeypatch.setattr("worker.nearest._SHOWN_BYTES", 40_000)  # a hit has 1.2 kB
-    monkeypatch.setattr("worker.nearest._ROWS", 5)
+    monkeypatch.setattr("worker.index.nearest._SHOWN_BYTES", 40_000)  # a hit has 1.2 kB
+    monkeypatch.setattr("worker.index.nearest._ROWS", 5)
     ahead = {"vector": [1, 0, 0, 0]}
     many = run(inline, "search", {"collection": name, "queries": [ahead] * 4, "k": 10})["result"]["results"]
     assert [len(one.get("hits", ())) for one in many] == [10, 10, 10, 0]
     assert many[3]["error"]["code"] == "invalid_item"
     assert "may have 40,000" in many[3]["error"]["detail"]
-    monkeypatch.setattr("worker.nearest._SHOWN_BYTES", 5_000)
+    monkeypatch.setattr("worker.index.nearest._SHOWN_BYTES", 5_000)
     few = run(inline, "search", {"collection": name, "queries": [ahead], "k": 2})["result"]["results"]
     assert len(few[0]["hits"]) == 2
     job = run(inline, "search", {"collection": name, "queries": [ahead], "k": 20})

@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from revln.access import OWNER, Scope
+from revln.db.access.keys import create_key
 from revln.db.engine import Database
-from revln.db.keys import create_key
 from revln.embedded_redis import free_port
 from revln.settings import Settings
 from tests.conftest import fresh_database

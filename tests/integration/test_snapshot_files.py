@@ -13,10 +13,10 @@ import pytest
 
 from revln.access import OWNER
 from revln.blobs import BlobStore
-from revln.db.collections import Collection, delete_collection
+from revln.db.collections.collections import Collection, delete_collection
+from revln.db.collections.snapshots import Snapshot, begin_build, publish, roll_back
 from revln.db.engine import Database
 from revln.db.retention import purge_collections
-from revln.db.snapshots import Snapshot, begin_build, publish, roll_back
 from revln.errors import JobError, NotFound, Unavailable
 from revln.index.base import IndexType
 from revln.index.collection import CollectionIndex
@@ -33,10 +33,10 @@ from tests.collections import (
     write,
 )
 from tests.stack import wait_until
-from worker.building import PREFIX, build_snapshot
-from worker.indexes import IndexCache
-from worker.snapshot_files import collect_files
-from worker.snapshots import load_newest
+from worker.index.build_process import PREFIX, build_snapshot
+from worker.index.cache import IndexCache
+from worker.index.collect import collect_files
+from worker.index.load import load_newest
 
 DIM, ROWS, K = 16, 2_700, 10
 TYPES = ["flat", "hnsw", "ivf", "ivfpq"]

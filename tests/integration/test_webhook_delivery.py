@@ -16,17 +16,17 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from revln.access import DEFAULT_TENANT, OWNER
 from revln.db import tables
 from revln.db.engine import Database
-from revln.db.job_changes import cancel_job
-from revln.db.jobs import Job
+from revln.db.jobs.changes import cancel_job
+from revln.db.jobs.read import Job
 from revln.db.migrate import upgrade
-from revln.db.webhook_log import LoggedDelivery, enable, list_deliveries, replay, replay_one
-from revln.db.webhook_secrets import rotate_secret, webhook_secrets
+from revln.db.webhooks.log import LoggedDelivery, enable, list_deliveries, replay, replay_one
+from revln.db.webhooks.secrets import rotate_secret, webhook_secrets
 from revln.errors import Conflict, RevlnError
 from revln.settings import Settings
 from tests.builders import make_job
 from tests.receivers import Received, Receiver, running_receiver, status
 from tests.stack import wait_until
-from worker.webhooks import WebhookSender
+from worker.webhooks.sender import WebhookSender
 
 TENANT = DEFAULT_TENANT
 
@@ -228,7 +228,7 @@ def test_a_sender_that_dies_before_it_records_makes_the_delivery_again(
         raise RevlnError("the machine lost power")
 
     with monkeypatch.context() as patch, sending(db):
-        patch.setattr("worker.webhooks.record", die)
+        patch.setattr("worker.webhooks.sender.record", die)
         job = ended_job(db, receiver.url())
         wait_until(lambda: receiver.seen)
     assert delivery(db, job).state == "pending"
@@ -305,7 +305,7 @@ def test_neither_url_nor_payload_nor_secret_comes_into_a_log(
 def test_a_sender_outlives_a_database_that_is_away(
     db: Database, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from worker import webhooks
+    from worker.webhooks import sender as webhooks
 
     real: Callable[..., Any] = webhooks.claim_deliveries
     failures = iter([RevlnError("away"), RuntimeError("odd")])

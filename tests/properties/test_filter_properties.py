@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, insert, select
 
 from revln.db import tables
+from revln.db.collections.filters import filter_clause
 from revln.db.engine import Database
-from revln.db.filters import filter_clause
 from revln.jobs.filters import FilterError, matches, parse_filter
 
 # Few of each, so that filters and items meet; among them what SQL, JSON paths and LIKE would trip over.

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 
 from revln.access import OWNER
 from revln.blobs import BlobStore
-from revln.db.blanking import blank_replaced
+from revln.db.collections.blanking import blank_replaced
+from revln.db.collections.snapshots import current_snapshot, roll_back
 from revln.db.engine import Database
 from revln.db.migrate import upgrade
-from revln.db.snapshots import current_snapshot, roll_back
 from revln.errors import Conflict
 from revln.settings import Settings
 from tests.collections import Contents, assert_nearest, build, clustered, make_collection, read, search, write
-from worker.building import PREFIX
-from worker.indexes import IndexCache
+from worker.index.build_process import PREFIX
+from worker.index.cache import IndexCache
 
 DIM, K = 8, 5
 _names = count()

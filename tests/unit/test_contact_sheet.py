@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from revln.cli import demo_data
-from revln.cli.contact_sheet import Card, Picture, Search, Sheet, render
+from revln.cli.demo import data as demo_data
+from revln.cli.demo.contact_sheet import Card, Picture, Search, Sheet, render
 from revln.errors import StartupError
 from revln.jobs.schemas import Item
 

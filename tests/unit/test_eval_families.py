@@ -19,11 +19,11 @@ from revln.cli.average import average
 from revln.cli.evaluate import evaluate, model_folder
 from revln.cli.train import train
 from revln.errors import ModelUnavailable
-from revln.models.base import Operation
 from revln.models.registry import load_folder
-from revln.models.revln_card import RevlnConfig
+from revln.models.revln.card import RevlnConfig
 from revln.training.data import Example
-from revln.training.evaluate import _retrieve, run_model
+from revln.training.evaluation.running import embed_texts
+from revln.training.evaluation.stores import Store
 from revln.training.options import TrainOptions
 from revln.training.run import _hangs_on
 from tests.tiny_captioners import save_vit_gpt2
@@ -167,8 +167,7 @@ def test_a_pictures_own_captions_are_no_evidence_where_a_small_store_has_few_oth
     clip = load_folder(save_clip(tmp_path / "clip"), "cpu")
     assert clip.info.evidence_min_score is None
     store = [Example("0.png", ("a", "b c", "c"), "train"), Example("1.png", ("picture", "a b"), "train")]
-    images = np.stack(run_model(clip, Operation.EMBED_TEXT, ["a", "b"]))
-    found = _retrieve(clip, images, store, store)
+    found = Store("small", store, clip).evidence(embed_texts(clip, ["a", "b"]), store)
     assert [{each.text for each in shown} for shown in found] == [{"picture", "a b"}, {"a", "b c", "c"}]
     assert all(np.isfinite(each.score) for shown in found for each in shown)
 
@@ -229,7 +228,7 @@ def test_an_ablation_takes_over_the_stages_that_its_change_does_not_touch_and_th
     for name in ("mobilenet_v2/mobilenet_v2_imagenet1001.safetensors", "coco_captions/captions.tsv.gz"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(name)
-    whole, stages = tmp_path / "whole", ("text", "language", "joint", "caption", "self-critical")
+    whole, stages = tmp_path / "whole", ("text", "language", "joint", "caption")
     (whole / "state").mkdir(parents=True)
     for name in ("tokenizer.json", *(f"state/{stage}.pt" for stage in stages)):
         (whole / name).write_text(name)

@@ -15,8 +15,8 @@ from revln.models.base import Model, Operation, Overlapping
 from revln.models.registry import BUILT_IN, ModelCatalog
 from revln.settings import ModelSettings, Settings
 from tests.tiny_models import LEAST_COSINE, TEXTS, photo, save_clip
-from worker.batcher import Batcher
-from worker.models import LoadedModels
+from worker.models.batcher import Batcher
+from worker.models.pool import LoadedModels
 
 pytestmark = pytest.mark.gpu
 

@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 
 from revln.access import ALL_SCOPES, OWNER, Caller, Scope, format_key, hash_secret, new_key_id, new_secret, parse_key
 from revln.cli.main import cli
+from revln.db.access.keys import find_key, keys_exist
 from revln.db.engine import Database
-from revln.db.keys import find_key, keys_exist
 from revln.db.migrate import upgrade
 from revln.errors import Forbidden, InsufficientScope
 from revln.settings import Settings

@@ -31,22 +31,21 @@ from revln.cli.train import train
 from revln.errors import ValidationFailed
 from revln.images import ImageLimits, decode_image
 from revln.models.base import Operation
-from revln.models.captioner import Captioner
 from revln.models.registry import load_folder
-from revln.models.revln_card import RevlnConfig
-from revln.models.revln_family import load
-from revln.models.tokenizer import BOS, EOS, PAD, train_tokenizer
+from revln.models.revln.card import RevlnConfig
+from revln.models.revln.decoder import Captioner
+from revln.models.revln.model import load
+from revln.models.revln.tokenizer import train_tokenizer
 from revln.training.calibrate import evidence_threshold, match_thresholds
 from revln.training.captions import Prompter, caption_loss
 from revln.training.contrast import contrastive_loss
 from revln.training.curves import Curves
 from revln.training.data import Example, Pictures, read_captions, read_extra_captions
-from revln.training.evaluate import run_model
+from revln.training.evaluation.running import run_model
 from revln.training.evidence import fit, honest_pool, nearest_captions
 from revln.training.joint import without_some
 from revln.training.metrics import Cider, tokenize
 from revln.training.pixels import Augment, cache_pixels, may_be_mirrored
-from revln.training.self_critical import END, Begun, advantages, log_likelihoods, sample, words
 from revln.training.stage import Schedule, Stage, rng_of, run_stage
 from revln.training.teacher import Answers, Asked, Reader, Seer, fitted_scale, teaching_loss
 from tests import pictures
@@ -79,7 +78,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(data: Path, out: Path, epochs: int = 1, *more: str) -> list[str]:
     files = {"data": "captions.jsonl", "images": ".", "extra-captions": "extra.tsv", "config": "sizes.json"}
     args = [part for name, file in files.items() for part in (f"--{name}", str(data / file))]
-    for name in ("epochs", "text-epochs", "language-epochs", "caption-epochs", "self-critical-epochs"):
+    for name in ("epochs", "text-epochs", "language-epochs", "caption-epochs"):
         args += [f"--{name}", str(epochs)]
     return [*args, "--out", str(out), "--batch", "4", "--train-size", "32", "--threads", "1", "--device", "cpu", *more]
 
@@ -107,7 +106,7 @@ def test_a_run_yields_a_folder_that_loads_and_its_curves(whole: Path) -> None:
     (vector,) = model.forward(Operation.EMBED_TEXT, [model.prepare(Operation.EMBED_TEXT, "a red square")])
     assert vector.shape == (32,)
     stages = [line.split(",")[0] for line in (whole / "curves.csv").read_text().splitlines()]
-    assert list(dict.fromkeys(stages)) == ["stage", "text", "language", "joint", "caption", "self-critical"]
+    assert list(dict.fromkeys(stages)) == ["stage", "text", "language", "joint", "caption"]
     assert (whole / "curves.png").stat().st_size > 1000
     assert (whole / "MODEL_CARD.md").is_file()
     assert set(model.info.match_min_score or {}) == {"text", "image"}
@@ -198,13 +197,13 @@ def test_extra_captions_without_pairs_teach_the_decoder_only(
     (tmp_path / "extra.tsv").write_text("image_id\tcaption\n" + rows + "\n")
     run(data, tmp_path / "out", 1, "--extra-captions", str(tmp_path / "extra.tsv"))
     stages = [line.split(",")[0] for line in (tmp_path / "out/curves.csv").read_text().splitlines()]
-    assert stages == ["stage", "language", "joint", "caption", "self-critical"]
+    assert stages == ["stage", "language", "joint", "caption"]
     assert "has two captions" in caplog.text
 
 
-@pytest.mark.parametrize("stage", ["joint", "self-critical"])
+@pytest.mark.parametrize("stage", ["joint", "caption"])
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(data: Path, whole: Path, tmp_path: Path, stage: str) -> None:
-    if stage == "self-critical":  # the stages before it are those of the other run
+    if stage == "caption":  # the stages before it are those of the other run
         shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
         (tmp_path / f"state/{stage}.pt").unlink()
     code = "import sys; from revln.cli.train import train; train(sys.argv[1:])"
@@ -247,7 +246,7 @@ def test_a_run_goes_on_from_a_trained_model(data: Path, whole: Path, tmp_path: P
     assert weights(further) != weights(whole)
     assert (further / "tokenizer.json").read_bytes() == (whole / "tokenizer.json").read_bytes()
     stages = [line.split(",")[0] for line in (further / "curves.csv").read_text().splitlines()]
-    assert stages == ["stage", "joint", "caption", "self-critical"]
+    assert stages == ["stage", "joint", "caption"]
     assert load("tiny", further, "cpu").info.license == "another"
 
 
@@ -693,47 +692,6 @@ def test_a_decoding_that_fails_leaves_no_file(data: Path, tmp_path: Path) -> Non
     with pytest.raises(ValidationFailed, match=r"0\.png"):
         cache_pixels(["0.png"], Failing(data), 16, tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_sample_is_rewarded_for_beating_the_other_samples_of_its_picture() -> None:
-    got = advantages(np.array([1.0, 2.0, 3.0, 5.0, 5.0, 5.0]), 3)
-    assert got.tolist() == pytest.approx([-1.5, 0.0, 1.5, 0.0, 0.0, 0.0])
-
-
-def test_samples_are_as_likely_as_teacher_forcing_says() -> None:
-    torch.manual_seed(0)
-    captioner = Captioner(8, 4, vocab_size=20, positions=32, width=16, layers=2, heads=2, inner=16).eval()
-    for weight in captioner.parameters():  # far from uniform, so that a wrong prompt or picture shows
-        torch.nn.init.normal_(weight, std=0.3)
-    seen, prompts = captioner.look(torch.randn(3, 4, 8)), [[1, 7, 8, 9], [1, 7], [1, 9, 9, 8, 7, 6]]
-    told = sample(Begun.of(captioner, seen, prompts, 8), most=12)
-    assert len(told) == 24
-    assert len(set(map(len, told))) > 3  # rows end at different steps, so that the shorter ones were left behind
-    assert all(EOS not in row[:-1] and PAD not in row for row in told)
-    ended = [i for i, row in enumerate(told) if row[-1] == EOS]
-    got = log_likelihoods(Begun.of(captioner, seen, prompts, 8), told)
-    for i in ended:
-        one = caption_loss(captioner, seen[i // 8, None], [prompts[i // 8]], [told[i][:-1]]) * len(told[i])
-        assert -got[i].item() == pytest.approx(one.item(), abs=1e-3)
-
-
-def test_sampling_draws_as_often_as_is_likely() -> None:
-    torch.manual_seed(0)
-    captioner = Captioner(8, 4, vocab_size=8, positions=8, width=16, layers=1, heads=2, inner=16).eval()
-    torch.nn.init.normal_(captioner.gpt2.transformer.wte.weight, std=0.7)
-    begun = Begun.of(captioner, captioner.look(torch.randn(1, 4, 8)), [[1, 7]], 4000)
-    chances = begun.logits[0, 0].softmax(dim=0)
-    drawn = np.bincount([row[0] for row in sample(begun, most=1)], minlength=8) / 4000
-    allowed = [token for token in range(8) if token not in (PAD, BOS)]
-    assert drawn[allowed] == pytest.approx((chances / chances[allowed].sum()).detach().numpy()[allowed], abs=0.03)
-
-
-def test_a_caption_that_breaks_off_is_rewarded_less() -> None:
-    tokenizer = train_tokenizer(["a dog runs in the snow"], 300)
-    ids, told = tokenizer.encode("a dog runs"), [["a", "dog", "runs", END], ["a", "dog", "runs", "in", "a", END]]
-    scorer = Cider([told, [["a", "cat", END]], [["the", "snow", END]]])
-    assert words(tokenizer, ids) == ["a", "dog", "runs"]
-    assert scorer.of(words(tokenizer, [*ids, EOS]), told) > scorer.of(words(tokenizer, ids), told)
 
 
 def test_cider_of_a_caption_is_higher_the_more_it_says_what_others_do_not() -> None:

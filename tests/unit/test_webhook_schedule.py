@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from revln.jobs.webhooks import GIVE_UP_S, Webhook, WebhookEvent, retry_delay_s
-from worker.lanes import Lanes
+from worker.webhooks.receivers import Lanes
 
 
 def test_ten_tries_span_three_days_and_the_jitter_only_adds() -> None:

@@ -1,18 +1,1 @@
-"""One file for each kind of job; this table is the only place that names them (a test holds it to `KINDS`)."""
-
-from __future__ import annotations
-
-from worker.context import Handler
-from worker.handlers.caption import run_caption
-from worker.handlers.embed import run_embed
-from worker.handlers.index import run_index
-from worker.handlers.search import run_search
-
-__all__ = ["HANDLERS"]
-
-HANDLERS: dict[str, Handler] = {
-    "embed": run_embed,
-    "index": run_index,
-    "search": run_search,
-    "caption": run_caption,
-}
+"""Run a chunk: one file or package for each kind of job, named in `registry`."""

@@ -1,0 +1,1 @@
+"""Store collections: their items, log, generations, snapshots and filters."""

@@ -1,0 +1,1 @@
+"""Store which tenant uploaded what, which jobs need it, and remove what nothing needs."""

@@ -1,0 +1,228 @@
+"""From a picture's feature map and what was retrieved for it to captions, best first.
+
+The evidence is read again here: each sentence by its own cosine to the picture, not by that of the item it was found
+with, so that a sentence that is filed under the wrong picture is doubted. The nearest stand in the prompt, each with a
+level. At the end they compete with the beams (Devlin et al., Exploring Nearest Neighbor Approaches for Image
+Captioning, 2015, arXiv:1505.04467): all candidates are ranked by how likely they are to be right, which is measured on
+the training's dev split and returned as the caption's confidence.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from revln.models.base import CaptionOptions
+from revln.models.decoding import Row
+from revln.models.revln.card import RevlnConfig
+from revln.models.revln.net import RevlnNet
+from revln.models.revln.text_gru import pad
+from revln.models.revln.tokenizer import PAD, Tokenizer
+
+__all__ = ["CONFIDENCE_FEATURES", "Candidate", "PreparedCaption", "RawCaptions", "candidates", "caption"]
+
+# What a caption's confidence is computed of, in the order of RevlnConfig.caption_confidence, after the bias.
+CONFIDENCE_FEATURES = ("cosine", "log_prob", "consensus", "is_evidence")
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedCaption:
+    """One picture's bytes, what was retrieved for it, and how to decode.
+
+    ``prefix`` is what the user asked it to continue; ``seed`` is the row's own.
+    """
+
+    image: Tensor  # (3, S, S) uint8
+    evidence: tuple[str, ...]
+    prefix: tuple[int, ...]
+    options: CaptionOptions
+    seed: int
+
+
+# The ids as told, the user's prefix included; their log-probability; how likely the caption is right.
+RawCaptions = list[tuple[list[int], float, float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One possible caption of a picture.
+
+    Attributes:
+        ids: what is told, without the user's prefix.
+        log_prob: of ``ids`` after the prompt, end token included.
+        cosine: of caption and picture in the joint space.
+        consensus: how near the caption is to the evidence that is near the picture; 0 without evidence.
+        is_evidence: it was retrieved, not written.
+    """
+
+    ids: tuple[int, ...]
+    log_prob: float
+    cosine: float
+    consensus: float
+    is_evidence: bool
+
+    @property
+    def features(self) -> tuple[float, ...]:
+        """In the order of `CONFIDENCE_FEATURES`."""
+        return (self.cosine, self.log_prob / (len(self.ids) + 1), self.consensus, float(self.is_evidence))
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The sentences that are near a picture, nearest first, with their cosines and unit vectors (E, D)."""
+
+    texts: tuple[str, ...]
+    cosines: tuple[float, ...]
+    vectors: Tensor
+
+    def consensus(self, vector: Tensor) -> float:
+        """Mean cosine to the sentences, each weighed by how near it is to the picture."""
+        if not self.texts:
+            return 0.0
+        weights = torch.tensor([max(cosine, 0.0) for cosine in self.cosines], device=vector.device)
+        return float((weights * (self.vectors @ vector)).sum() / len(self.texts))
+
+
+def caption(
+    net: RevlnNet, config: RevlnConfig, tokenizer: Tokenizer, places: Tensor, batch: Sequence[PreparedCaption]
+) -> list[RawCaptions]:
+    """Return each picture's ``num_captions`` captions, best first. ``places``: (B, P, C) of the trunk."""
+    options = batch[0].options
+    found = candidates(net, config, tokenizer, places, batch)
+    return [
+        [([*item.prefix, *one.ids], one.log_prob, _confidence(config, one)) for one in ranked[: options.num_captions]]
+        for item, ranked in zip(batch, (_ranked(config, options, row) for row in found), strict=True)
+    ]
+
+
+def candidates(
+    net: RevlnNet, config: RevlnConfig, tokenizer: Tokenizer, places: Tensor, batch: Sequence[PreparedCaption]
+) -> list[list[Candidate]]:
+    """Return for each picture the decoder's captions, best first, and the retrieved ones that could be one."""
+    options = batch[0].options
+    vectors = net.image.embed(places)  # (B, D)
+    known = _known(net, config, tokenizer, vectors, [item.evidence for item in batch])
+    prompts = [[*_prompt(config, tokenizer, near), *item.prefix] for near, item in zip(known, batch, strict=True)]
+    seen = net.captioner.look(places, vectors)
+    beams = max(options.num_beams, options.num_captions)
+    asked = replace(options, num_captions=beams) if _is_ranked(config, options) else options
+    rows = [Row(prompt, len(item.prefix), item.seed) for prompt, item in zip(prompts, batch, strict=True)]
+    written = net.captioner.generate(seen, rows, asked)
+    told = [[(one.ids, one.log_prob, False) for one in row] for row in written]
+    # A sampled caption is to be the decoder's own.
+    if config.caption_confidence is not None and options.temperature == 0:
+        for item, row, more in zip(batch, told, _as_told(net, tokenizer, seen, prompts, known, options), strict=True):
+            if not item.prefix:
+                row.extend(more)
+    flat = [(i, *one) for i, row in enumerate(told) for one in row]
+    texts = _embed(net, config, tokenizer, [[*batch[i].prefix, *ids] for i, ids, *_ in flat])
+    out: list[list[Candidate]] = [[] for _ in batch]
+    for (i, ids, log_prob, is_evidence), vector in zip(flat, texts, strict=True):
+        cosine, consensus = float(vectors[i] @ vector), known[i].consensus(vector)
+        out[i].append(Candidate(ids, log_prob, cosine, consensus, is_evidence))
+    return out
+
+
+def _is_ranked(config: RevlnConfig, options: CaptionOptions) -> bool:
+    several = max(options.num_beams, options.num_captions) > 1
+    return (
+        options.temperature == 0 and several and (config.caption_cosine != 0 or config.caption_confidence is not None)
+    )
+
+
+def _known(
+    net: RevlnNet,
+    config: RevlnConfig,
+    tokenizer: Tokenizer,
+    vectors: Tensor,
+    evidence: Sequence[Sequence[str]],
+) -> list[_Known]:
+    """Read each picture's evidence: the ``max_evidence`` sentences that are nearest to it."""
+    rows = [tokenizer.encode(text.strip())[: config.text_tokens] for texts in evidence for text in texts]
+    told = _unit(net, rows, vectors)
+    out, start = [], 0
+    for vector, texts in zip(vectors, evidence, strict=True):
+        mine = told[start : start + len(texts)]  # (E, D)
+        start += len(texts)
+        cosines = (mine @ vector).tolist()
+        order = sorted(range(len(texts)), key=lambda i: -cosines[i])[: config.max_evidence]
+        out.append(_Known(tuple(texts[i] for i in order), tuple(cosines[i] for i in order), mine[order]))
+    return out
+
+
+def _prompt(config: RevlnConfig, tokenizer: Tokenizer, known: _Known) -> list[int]:
+    levels = config.evidence_levels
+    told = [
+        (None if levels is None else bisect_right(levels, cosine), text)
+        for text, cosine in zip(known.texts, known.cosines, strict=True)
+    ]
+    return tokenizer.prompt(told, config.evidence_tokens)
+
+
+def _as_told(
+    net: RevlnNet,
+    tokenizer: Tokenizer,
+    seen: Tensor,
+    prompts: Sequence[Sequence[int]],
+    known: Sequence[_Known],
+    options: CaptionOptions,
+) -> list[list[tuple[tuple[int, ...], float, bool]]]:
+    """Return the retrieved captions of a length that was asked for, with their log-probability after the prompt."""
+    told = [
+        (i, ids)
+        for i, near in enumerate(known)
+        for ids in (tuple(tokenizer.encode(text.strip().rstrip(". "))) for text in near.texts)
+        if max(1, options.min_new_tokens) <= len(ids) <= options.max_new_tokens
+    ]
+    out: list[list[tuple[tuple[int, ...], float, bool]]] = [[] for _ in known]
+    if told:
+        owner = torch.tensor([i for i, _ in told], device=seen.device)
+        likely = net.captioner.log_probs(seen[owner], [prompts[i] for i, _ in told], [ids for _, ids in told])
+        for (i, ids), log_prob in zip(told, likely, strict=True):
+            out[i].append((ids, log_prob, True))
+    return out
+
+
+def _embed(net: RevlnNet, config: RevlnConfig, tokenizer: Tokenizer, captions: Sequence[Sequence[int]]) -> Tensor:
+    """Return the captions' vectors as a reader would have them: encoded again from their text. (N, D) float32."""
+    rows = [tokenizer.encode(tokenizer.decode(ids))[: config.text_tokens] for ids in captions]
+    return _unit(net, rows, net.captioner.position)
+
+
+def _unit(net: RevlnNet, rows: Sequence[Sequence[int]], like: Tensor) -> Tensor:
+    """Embed texts: (N, D) float32, unit L2 norm; what holds no word is near nothing, a vector of zeros."""
+    if not rows:
+        return torch.zeros(0, net.text.project.out_features, device=like.device)
+    ids, lengths = pad([row or [PAD] for row in rows])
+    has_words = torch.tensor([bool(row) for row in rows], device=like.device)[:, None]
+    return F.normalize(net.text(ids.to(like.device), lengths), dim=-1).where(has_words, 0.0)
+
+
+def _ranked(config: RevlnConfig, options: CaptionOptions, found: list[Candidate]) -> list[Candidate]:
+    if not _is_ranked(config, options):
+        return found
+
+    def score(one: Candidate) -> float:
+        if config.caption_confidence is not None:
+            return _logit(config.caption_confidence, one)
+        likely: float = one.log_prob / (len(one.ids) + 1) ** options.length_penalty
+        return likely + config.caption_cosine * one.cosine
+
+    return sorted(found, key=lambda one: -score(one))
+
+
+def _logit(weights: Sequence[float], one: Candidate) -> float:
+    bias, *slopes = weights
+    return bias + sum(slope * value for slope, value in zip(slopes, one.features, strict=True))
+
+
+def _confidence(config: RevlnConfig, one: Candidate) -> float | None:
+    if config.caption_confidence is None:
+        return None
+    return 1 / (1 + math.exp(-_logit(config.caption_confidence, one)))

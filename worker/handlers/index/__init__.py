@@ -1,0 +1,1 @@
+"""Run an index job: one file for each operation, named in `operations`."""

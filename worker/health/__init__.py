@@ -1,0 +1,1 @@
+"""Notice a worker that hangs or hears nothing, and end it in time."""

@@ -1,0 +1,1 @@
+"""Hold FAISS indexes in memory: load, follow the log, search, build snapshots and collect their files."""

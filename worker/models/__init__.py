@@ -1,0 +1,1 @@
+"""Load models, keep them while there is room, and batch what they compute."""

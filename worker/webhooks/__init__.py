@@ -1,0 +1,1 @@
+"""Send webhook deliveries without letting one slow receiver hold up the others."""
