@@ -292,6 +292,11 @@ class ModelInWorker(_Answer):
     error: ItemFailure | None = None
 
 
+class PromptsAnswer(_Answer):
+    query: str = Field(description="What stands before a text that is asked with.")
+    document: str = Field(description="What stands before a text that is found.")
+
+
 class ModelAnswer(_Answer):
     name: str
     default: bool
@@ -300,6 +305,10 @@ class ModelAnswer(_Answer):
     dim: int | None = None
     fingerprint: str | None = None
     joint_fingerprint: str | None = None
+    max_tokens: int | None = Field(
+        None, description="Of a text, with its prompt and what the model adds; longer is cut."
+    )
+    prompts: PromptsAnswer | None = Field(None, description="Of a sentence encoder.")
     parameters: int | None = None
     license: str | None = None
     loaded: bool | None = None

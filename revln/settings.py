@@ -37,6 +37,16 @@ class ModelSettings(BaseModel):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "float32"  # auto: half as wide on a GPU
     # Least cosine of a retrieved caption that may be evidence; None: what the checkpoint says, which only revln's do.
     evidence_min_score: float | None = Field(None, ge=-1, le=1)
+    # What a sentence encoder puts before texts that are asked with, and found; None: what the checkpoint says.
+    query_prompt: str | None = Field(None, max_length=2_000)
+    document_prompt: str | None = Field(None, max_length=2_000)
+
+    @field_validator("query_prompt", "document_prompt")
+    @classmethod
+    def _utf8(cls, prompt: str | None) -> str | None:
+        if prompt is not None:
+            prompt.encode()  # half a surrogate pair cannot be shown
+        return prompt
 
 
 class Settings(BaseModel):
@@ -138,8 +148,8 @@ class Settings(BaseModel):
     # Models
     models: dict[str, ModelSettings] = Field(
         default_factory=dict,
-        description='JSON, name → {"source", "family", "revision", "device", "dtype", "evidence_min_score"}; see '
-        "models.md. revln-tiny is always there.",
+        description='JSON, name → {"source", "family", "revision", "device", "dtype", "evidence_min_score", '
+        '"query_prompt", "document_prompt"}; see models.md. revln-tiny is always there.',
     )
     default_model: str = Field("revln-tiny", description="The model of a job that names none.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models run. auto: cuda if it works.")

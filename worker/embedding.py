@@ -6,7 +6,7 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from revln.images import decode_image
 from revln.jobs.schemas import Item
 from revln.models.base import Operation
 from revln.models.outputs import finished
+from revln.models.prompts import QueryText
 from worker.context import Context
 from worker.models.loading import LoadedModel
 from worker.runtime import Runtime
@@ -43,10 +44,22 @@ def text_content(text: str) -> Content:
     return Content("text:" + hashlib.sha256(normal.encode()).hexdigest(), Operation.EMBED_TEXT, text=normal)
 
 
-def item_contents(context: Context[Any], items: Sequence[Item | ItemError]) -> list[Content | ItemError]:
-    """What of each item is embedded: its image if it has one, else its text. URLs are fetched beside each other."""
+def item_contents(
+    context: Context[Any], items: Sequence[Item | ItemError], *, queries: bool = False
+) -> list[Content | ItemError]:
+    """What of each item is embedded: its image if it has one, else its text. URLs are fetched beside each other.
+
+    ``queries``: the texts are asked with, and not found.
+    """
     found = context.gather([item if isinstance(item, ItemError) else _content(context, item) for item in items])
-    return own_contents(context, found)
+    own = own_contents(context, found)
+    return [_asked(one) for one in own] if queries else own
+
+
+def _asked(content: Content | ItemError) -> Content | ItemError:
+    if isinstance(content, ItemError) or content.text is None:
+        return content
+    return replace(content, text=QueryText(content.text))
 
 
 def own_contents(context: Context[Any], contents: Sequence[Content | ItemError]) -> list[Content | ItemError]:
@@ -108,7 +121,7 @@ def embed(
     context: Context[Any], loaded: LoadedModel, contents: Sequence[Content | ItemError]
 ) -> list[NDArray[np.float32] | ItemError]:
     """A unit-norm (D,) float32 vector for each content, or the error of that one."""
-    contents = [_readable(loaded, content) for content in contents]
+    contents = [_named(loaded, _readable(loaded, content)) for content in contents]
     wanted = {content.key: content for content in contents if isinstance(content, Content)}
     vectors = _shared_vectors(context, loaded, list(wanted.values()))
     return [vectors[content.key] if isinstance(content, Content) else content for content in contents]
@@ -119,6 +132,17 @@ def _readable(loaded: LoadedModel, content: Content | ItemError) -> Content | It
         return content
     what = "images" if content.operation is Operation.EMBED_IMAGE else "texts"
     return ItemInvalid(f"Model {loaded.model.info.name} does not read {what}.")
+
+
+def _named(loaded: LoadedModel, content: Content | ItemError) -> Content | ItemError:
+    """Name a query's vector apart where the model reads it with another prompt than what is found."""
+    prompts = loaded.model.info.prompts
+    if isinstance(content, ItemError) or not isinstance(content.text, QueryText):
+        return content
+    if prompts is None or not prompts.differ:
+        return content
+    made_of = f"{prompts.query}\0{content.text}"
+    return replace(content, key="query:" + hashlib.sha256(made_of.encode()).hexdigest())
 
 
 def _shared_vectors(context: Context[Any], loaded: LoadedModel, wanted: Sequence[Content]) -> dict[str, Any]:

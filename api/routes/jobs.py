@@ -30,7 +30,7 @@ from revln.db.jobs.lists import JobFilter, queue_position
 from revln.db.jobs.lists import list_jobs as read_jobs
 from revln.db.jobs.read import Job
 from revln.db.jobs.results import result_items
-from revln.errors import Unauthorized, UnsupportedMedia
+from revln.errors import ModelUnavailable, Unauthorized, Unavailable, UnsupportedMedia
 from revln.jobs.kinds import KINDS, queue_name
 from revln.jobs.state import JobStatus
 from revln.timestamps import timestamp
@@ -64,8 +64,18 @@ def _position(state: ApiState, job: Job) -> int | None:
 def _page(state: ApiState, job: Job, offset: int, limit: int, cut: bool = False) -> dict[str, Any]:
     with state.db.read() as connection:
         page = result_items(connection, job.id, offset, limit, cut=cut)
-    dim = state.catalog.describe(job.model).dim if job.model in state.catalog.names else None
-    return result_view(job, page, dim)
+    return result_view(job, page, _dim(state, job, page))
+
+
+def _dim(state: ApiState, job: Job, page: list[tuple[dict[str, Any], Any]]) -> int | None:
+    """Of the vectors here; without any, of the model, if that can be read now."""
+    found = next((len(vector) for _, vector in page if vector is not None), None)
+    if found is not None or job.model not in state.catalog.names:
+        return found
+    try:
+        return state.catalog.describe(job.model).dim
+    except (ModelUnavailable, Unavailable):
+        return None
 
 
 def _answer(state: ApiState, job: Job, position: int | None, status: int = 200, **more: Any) -> JSONResponse:
@@ -218,7 +228,7 @@ def _as_npy(state: ApiState, job: Job, offset: int, limit: int) -> bytes:
         raise UnsupportedMedia(f"A {job.kind} job has no vectors; ask for application/json.")
     with state.db.read() as connection:
         page = result_items(connection, job.id, offset, limit, as_json=False)
-    dim = next((len(vector) for _, vector in page if vector is not None), None) or state.catalog.describe(job.model).dim
+    dim = _dim(state, job, page)
     rows = np.full((max(0, min(limit, job.total - offset)), dim or 0), np.nan, dtype=np.float32)
     for item, vector in page:
         if vector is not None:

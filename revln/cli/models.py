@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any, Literal
 
@@ -64,6 +65,10 @@ def show(name: str, url: str | None, as_json: bool) -> None:
     _print(found)
     if "error" not in found:
         click.echo(f"  fingerprint: {found['fingerprint']}, of its vectors: {found['joint_fingerprint']}")
+        if found.get("max_tokens"):
+            click.echo(f"  reads texts of at most {found['max_tokens']:,} tokens")
+        if prompts := found.get("prompts"):
+            click.echo(f"  prompts: {json.dumps(prompts, ensure_ascii=False)}")
         for worker in found["workers"]:
             click.echo(f"  {_in_worker(worker)}")
 
@@ -101,6 +106,11 @@ def unload(name: str, timeout: float, url: str | None, as_json: bool) -> int:
 def _order(name: str, wanted: Literal["load", "unload"], timeout: float, url: str | None, as_json: bool) -> int:
     """The exit status: 0 done in every worker (or not waited for), 1 failed or not done in time in one of them."""
     with connect(url) as client:
+        error = client.model(name).get("error") if wanted == "load" else None
+        if error and not error["retryable"]:
+            # Known before any worker is asked, which would find out no more.
+            click.echo(f"model {name} cannot be loaded: {error['detail']}", err=True)
+            return 1
         order = client.order_model(name, wanted)
         if not timeout:
             shown, done = client.model(name), True

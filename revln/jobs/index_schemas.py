@@ -22,6 +22,8 @@ from revln.jobs.schemas import (
     Operation,
     Parameters,
     Strict,
+    TextRead,
+    Truncate,
 )
 
 __all__ = [
@@ -96,6 +98,8 @@ class IndexParameters(Parameters):
 class UpsertParameters(IndexParameters, ItemsParameters):
     one_of = ("items", "manifest")
 
+    truncate: Truncate = None
+
     @property
     def brings_vectors(self) -> bool:
         return self.vectors_of is not None
@@ -166,6 +170,8 @@ class IndexInput(Strict):
         None, description="The fingerprint of the model that made the items' vectors; it must be the collection's."
     )
 
+    truncate: Truncate = None
+
     index: IndexSpec | None = Field(None, description="Of operation build.")
     min_score: Annotated[float, Field(ge=0.5, le=1)] | None = Field(
         None, description=f"Of duplicates: the least cosine of two items that are nearly the same; else {DEDUP_SCORE}."
@@ -196,7 +202,7 @@ class IndexInput(Strict):
 
     @model_validator(mode="after")
     def _fields_of_the_operation(self) -> Self:
-        for name in ("index", "min_score", "exact", "allow_missing"):
+        for name in ("truncate", "index", "min_score", "exact", "allow_missing"):
             if getattr(self, name) is not None and name not in _parameters(self.operation).model_fields:
                 owner = next(one for one in INDEX_OPERATIONS if name in _parameters(one).model_fields)
                 raise ValueError(f"{name} belongs to operation {owner!r}, not to {self.operation!r}; leave it out")
@@ -250,7 +256,7 @@ class Migration(BaseModel):
     missing: int = Field(description="Items that were left out; each follows with its reason.")
 
 
-class IndexItemResult(ItemResult):
+class IndexItemResult(ItemResult, TextRead):
     seq: int | None = Field(None, description="The row of the collection's log that carries this change.")
     deleted: int | None = Field(None, description="Of a delete by filter: how many items it took.")
     snapshot: BuiltSnapshot | None = Field(None, description="Of a build: what is served now.")

@@ -18,8 +18,8 @@ from revln.jobs.caption_schemas import CaptionInput, CaptionParameters, CaptionR
 from revln.jobs.index_schemas import INDEX_OPERATIONS, IndexInput, IndexParameters, IndexResult
 from revln.jobs.schemas import (
     EmbedInput,
+    EmbedParameters,
     EmbedResult,
-    ItemsParameters,
     JobResult,
     ModelOf,
     Operation,
@@ -60,7 +60,7 @@ KINDS: dict[str, JobKind] = {
     kind.name: kind
     for kind in (
         JobKind(
-            name="embed", input=EmbedInput, parameters=ItemsParameters, result=EmbedResult, needs_model=True,
+            name="embed", input=EmbedInput, parameters=EmbedParameters, result=EmbedResult, needs_model=True,
             makes_vectors=True,
         ),
         JobKind(

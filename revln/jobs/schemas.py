@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum, auto
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -33,6 +33,7 @@ __all__ = [
     "MAX_INLINE_ITEMS",
     "CollectionName",
     "EmbedInput",
+    "EmbedParameters",
     "EmbedResult",
     "FilterJson",
     "ImageHandle",
@@ -51,6 +52,8 @@ __all__ = [
     "Parameters",
     "Strict",
     "Text",
+    "TextRead",
+    "Truncate",
     "refuse_blank",
 ]
 
@@ -201,7 +204,20 @@ class ItemsInput(ItemsParameters):
         return self
 
 
-class EmbedInput(ItemsInput):
+Truncate = Annotated[
+    bool | None,
+    Field(description="False: a text that is longer than the model reads is an error, instead of being cut."),
+]
+
+
+class EmbedParameters(ItemsParameters):
+    input_type: Literal["document", "query"] | None = Field(
+        None, description="Which of a sentence encoder's prompts stands before the texts; document if it is left out."
+    )
+    truncate: Truncate = None
+
+
+class EmbedInput(EmbedParameters, ItemsInput):
     """Turn each item into a unit-norm vector of the model's joint space."""
 
     model_config = ConfigDict(
@@ -277,7 +293,14 @@ class ItemResult(BaseModel):
     error: ItemFailure | None = None
 
 
-class EmbedItemResult(ItemResult):
+class TextRead(BaseModel):
+    """How a text that went into a vector was read."""
+
+    truncated: bool | None = Field(None, description="True: the text is longer than the model reads, and was cut.")
+    tokens: int | None = Field(None, description="Of a text that was cut: how many it has, the prompt's included.")
+
+
+class EmbedItemResult(ItemResult, TextRead):
     embedding: list[float] | None = None
 
 
@@ -293,7 +316,7 @@ class JobResult(BaseModel):
 class EmbedResult(JobResult):
     items: list[EmbedItemResult]
     total: int
-    dim: int
+    dim: int | None = Field(description="Null only of a page without vectors, while the model cannot be read.")
     model: str
     model_fingerprint: str
 

@@ -20,6 +20,8 @@ from revln.jobs.schemas import (
     Parameters,
     Strict,
     Text,
+    TextRead,
+    Truncate,
     refuse_blank,
 )
 
@@ -129,6 +131,7 @@ class SearchParameters(Parameters):
         description="Show near-duplicates as one hit, with the others' ids; a number is the cosine, true is 0.97.",
     )
     exclude_self: bool = Field(False, description="Leave out the items that the query names by id.")
+    truncate: Truncate = None
 
 
 class SearchInput(SearchParameters):
@@ -177,7 +180,7 @@ class Hit(BaseModel):
     duplicates: list[str] | None = Field(None, description="With dedup: the ids of the hits that this one stands for.")
 
 
-class QueryResult(BaseModel):
+class QueryResult(TextRead):
     query: int
     hits: list[Hit] | None = None
     error: ItemFailure | None = None
@@ -192,7 +195,7 @@ class SearchResult(JobResult):
     @classmethod
     def page(cls, items: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
         results = [
-            {"query": item["index"], **{name: item[name] for name in ("hits", "error") if name in item}}
+            {"query": item["index"], **{name: item[name] for name in QueryResult.model_fields if name in item}}
             for item in items
         ]
         return super().page(items, {**about, "results": results})

@@ -18,6 +18,7 @@ from worker.context import Context, Done, Outcome
 from worker.embedding import embed, item_contents, load_embedder
 from worker.handlers.index.collection import open_collection
 from worker.index.nearest import Wanted, nearest
+from worker.text_length import Read, measured
 
 __all__ = ["run_search"]
 
@@ -27,7 +28,7 @@ _QUERY: TypeAdapter[QueryPart | list[QueryPart]] = TypeAdapter(Query)
 def run_search(context: Context[SearchParameters]) -> Done:
     collection = open_collection(context)
     queries = [_parts(todo.raw) for todo in context.todo]
-    vectors = _query_vectors(context, collection, queries)
+    vectors, reads = _query_vectors(context, collection, queries)
     wanted = [
         Wanted(vector, _least(context, query), _own_ids(context, query))
         for query, vector in zip(queries, vectors, strict=True)
@@ -49,8 +50,8 @@ def run_search(context: Context[SearchParameters]) -> Done:
         [
             Outcome(todo.index, error=answer)
             if isinstance(answer, ItemError)
-            else Outcome(todo.index, fields={"hits": answer, "seq": seq})
-            for todo, answer in zip(context.todo, answers, strict=True)
+            else Outcome(todo.index, fields={"hits": answer, "seq": seq, **read})
+            for todo, answer, read in zip(context.todo, answers, reads, strict=True)
         ]
     )
 
@@ -79,17 +80,20 @@ def _least(context: Context[SearchParameters], query: list[QueryPart]) -> float:
 
 
 def _query_vectors(
-    context: Context[Any], collection: Collection, queries: list[list[QueryPart]]
-) -> list[NDArray[np.float32] | ItemError]:
-    """Each query's unit-norm vector: the weighted sum of its parts' unit vectors, normalised."""
+    context: Context[SearchParameters], collection: Collection, queries: list[list[QueryPart]]
+) -> tuple[list[NDArray[np.float32] | ItemError], list[Read]]:
+    """Each query's unit-norm vector: the weighted sum of its parts' unit vectors, normalised; and how it was read."""
     parts = [part for query in queries for part in query]
-    vectors = iter(_part_vectors(context, collection, parts))
+    made = iter(_part_vectors(context, collection, parts))
     combined: list[NDArray[np.float32] | ItemError] = []
+    reads: list[Read] = []
     for query in queries:
-        own = [next(vectors) for _ in query]
-        error = next((vector for vector in own if isinstance(vector, ItemError)), None)
-        combined.append(error or _combine(query, [vector for vector in own if not isinstance(vector, ItemError)]))
-    return combined
+        own = [next(made) for _ in query]
+        error = next((vector for vector, _ in own if isinstance(vector, ItemError)), None)
+        combined.append(error or _combine(query, [vector for vector, _ in own if not isinstance(vector, ItemError)]))
+        # Of several parts that were cut, the longest.
+        reads.append(max((read for _, read in own), key=lambda read: read.get("tokens", 0)))
+    return combined, reads
 
 
 def _combine(query: list[QueryPart], vectors: list[NDArray[np.float32]]) -> NDArray[np.float32] | ItemError:
@@ -101,14 +105,17 @@ def _combine(query: list[QueryPart], vectors: list[NDArray[np.float32]]) -> NDAr
 
 
 def _part_vectors(
-    context: Context[Any], collection: Collection, parts: list[QueryPart]
-) -> list[NDArray[np.float32] | ItemError]:
+    context: Context[SearchParameters], collection: Collection, parts: list[QueryPart]
+) -> list[tuple[NDArray[np.float32] | ItemError, Read]]:
     found: dict[int, NDArray[np.float32] | ItemError] = {}
+    reads: dict[int, Read] = {}
     to_embed = [at for at, part in enumerate(parts) if part.text is not None or part.image is not None]
     if to_embed:
         loaded = load_embedder(context)
         items = [Item(text=parts[at].text, image=parts[at].image) for at in to_embed]
-        found.update(zip(to_embed, embed(context, loaded, item_contents(context, items)), strict=True))
+        contents, read = measured(loaded, item_contents(context, items, queries=True), context.parameters.truncate)
+        found.update(zip(to_embed, embed(context, loaded, contents), strict=True))
+        reads.update(zip(to_embed, read, strict=True))
     wanted = [part.id for part in parts if part.id is not None]
     with context.runtime.db.read() as connection:
         stored = item_vectors(connection, collection.id, wanted) if wanted else {}
@@ -119,7 +126,7 @@ def _part_vectors(
             found[at] = vectors_from_bytes(raw, 1)[0] if raw is not None else missing
         elif part.vector is not None:
             found[at] = _given(part.vector, collection)
-    return [found[at] for at in range(len(parts))]
+    return [(found[at], reads.get(at, {})) for at in range(len(parts))]
 
 
 def _given(values: list[float], collection: Collection) -> NDArray[np.float32] | ItemError:

@@ -196,4 +196,5 @@ def describe(name: str, folder: Path) -> ModelInfo:
         evidence_min_score=config.evidence_min_score,
         has_confidence=config.caption_confidence is not None,
         joint_fingerprint=joint_fingerprint(folder),
+        max_tokens=config.text_tokens,
     )

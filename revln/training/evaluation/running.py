@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from revln.errors import ItemError
 from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Model, Operation
+from revln.models.outputs import finished
 from revln.progress_bar import tracked
 
 __all__ = ["EMBEDS", "PicturesByName", "Vectors", "embed_pictures", "embed_texts", "run_model", "write_captions"]
@@ -37,8 +39,16 @@ def run_model(
     for start in tracked(range(0, len(items), size), operation.value, hidden=quiet):
         batch = items[start : start + size]
         ready = [model.prepare(operation, item if pictures is None else pictures[item]) for item in batch]
-        out += [model.finish(operation, raw) for raw in model.forward(operation, ready)]
+        out += [_right(model, operation, raw) for raw in model.forward(operation, ready)]
     return out
+
+
+def _right(model: Model, operation: Operation, raw: Any) -> Any:
+    """Raises ItemError for an output with NaN: no measure is made of it."""
+    result = finished(model, operation, raw)
+    if isinstance(result, ItemError):
+        raise result
+    return result
 
 
 def embed_pictures(model: Model, files: Sequence[str], pictures: PicturesByName) -> Vectors:
@@ -65,5 +75,5 @@ def write_captions(
         rows = range(start, min(start + size, len(files)))
         requests = [CaptionRequest(pictures[files[i]], evidence[i], options=decoding) for i in rows]
         ready = [model.prepare(Operation.CAPTION, request) for request in requests]
-        texts += [model.finish(Operation.CAPTION, raw)[0].text for raw in model.forward(Operation.CAPTION, ready)]
+        texts += [_right(model, Operation.CAPTION, raw)[0].text for raw in model.forward(Operation.CAPTION, ready)]
     return texts

@@ -64,6 +64,6 @@ def append_changes(collection: Collection, changes: list[Change]) -> Done:
 
 def _appended(collection: Collection, outcome: Outcome, entry: LogEntry, seq: int | None) -> Outcome:
     if seq is not None:
-        return replace(outcome, fields={"seq": seq})
+        return replace(outcome, fields={"seq": seq, **(outcome.fields or {})})
     error = ItemNotFound(f"Collection {collection.name!r} has no item {entry.item_id!r}.")
     return replace(outcome, error=error)

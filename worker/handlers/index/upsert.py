@@ -16,11 +16,12 @@ from worker.embedding import embed, item_contents, load_embedder
 from worker.handlers.index.brought_vectors import own_vector, own_vector_key
 from worker.handlers.index.collection import Change, append_changes, mismatch, open_serving
 from worker.handlers.index.migrate import prepare_next
+from worker.text_length import Read, measured
 
 __all__ = ["run_upsert"]
 
 _Vector = NDArray[np.float32]
-_Made = tuple[_Vector, str] | ItemError  # the vector, and the key of what it is made of
+_Made = tuple[_Vector, str, Read] | ItemError  # the vector, the key of what it is made of, and how that was read
 
 
 def run_upsert(context: Context[UpsertParameters]) -> Done:
@@ -35,8 +36,9 @@ def run_upsert(context: Context[UpsertParameters]) -> Done:
             assert isinstance(error, ItemError)
             changes.append((Outcome(todo.index, id=getattr(item, "id", None), error=error), None))
         else:
-            entry = _entry(item, *vector)
-            changes.append((Outcome(todo.index, id=entry.item_id), entry))
+            made_of, key, read = vector
+            entry = _entry(item, made_of, key)
+            changes.append((Outcome(todo.index, id=entry.item_id, fields=read), entry))
     return append_changes(collection, changes)
 
 
@@ -59,14 +61,16 @@ def _vectors(
     to_embed = [at for at, item in enumerate(items) if not isinstance(item, ItemError) and not item.has_vector]
     found: dict[int, _Made] = {}
     if to_embed and collection.has_model:
+        loaded = load_embedder(context, collection)
         contents = item_contents(context, [items[at] for at in to_embed])
-        vectors = embed(context, load_embedder(context, collection), contents)
+        contents, reads = measured(loaded, contents, context.parameters.truncate)
+        vectors = embed(context, loaded, contents)
         prepare_next(context, collection, contents)
-        for at, content, vector in zip(to_embed, contents, vectors, strict=True):
+        for at, content, vector, read in zip(to_embed, contents, vectors, reads, strict=True):
             if isinstance(content, ItemError):
                 found[at] = content
             else:
-                found[at] = vector if isinstance(vector, ItemError) else (vector, content.key)
+                found[at] = vector if isinstance(vector, ItemError) else (vector, content.key, read)
     return [found[at] if at in found else _given(context, collection, item) for at, item in enumerate(items)]
 
 
@@ -83,7 +87,7 @@ def _given(context: Context[UpsertParameters], collection: Collection, item: Ind
         vector = own_vector(item, collection, context.parameters.vectors_of)
     except ItemInvalid as err:
         return err
-    return vector, own_vector_key(vector)
+    return vector, own_vector_key(vector), {}
 
 
 def _entry(item: IndexItem, vector: _Vector, key: str) -> LogEntry:
