@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revln.jobs.state import CHUNK_TRANSITIONS, JOB_TRANSITIONS, ChunkState, JobStatus, Tally, can_change, derive_status
@@ -23,11 +23,13 @@ def moves(tally: Tally) -> list[Tally]:
     return reached
 
 
+@settings(deadline=None)
 @given(tallies)
 def test_a_job_is_done_exactly_when_no_chunk_is_open(tally: Tally) -> None:
     assert derive_status(tally).done == (tally.open == 0)
 
 
+@settings(deadline=None)
 @given(tallies)
 def test_whatever_a_chunk_does_the_job_only_changes_as_the_table_allows(tally: Tally) -> None:
     before = derive_status(tally)
@@ -35,6 +37,7 @@ def test_whatever_a_chunk_does_the_job_only_changes_as_the_table_allows(tally: T
         assert can_change(before, after)
 
 
+@settings(deadline=None)
 @given(tallies)
 def test_a_job_with_an_item_done_never_fails(tally: Tally) -> None:
     if tally.items_succeeded:
