@@ -53,7 +53,7 @@ from tests.tiny_captioners import save_blip
 from tests.tiny_models import save_clip, save_sentence
 
 SIZES = {
-    "image_size": 64, "dim": 32, "vocab_size": 320, "text_embedding": 16, "text_hidden": 24,
+    "image_size": 64, "trunk": "mobilenet_v2", "dim": 32, "vocab_size": 320, "text_embedding": 16, "text_hidden": 24,
     "caption_width": 32, "caption_layers": 2, "caption_inner": 64,
 }  # fmt: skip
 COLOURS = ["red", "green", "blue", "white", "black", "yellow", "pink", "grey"]
@@ -738,8 +738,10 @@ def test_captions_of_one_picture_are_not_each_others_negatives() -> None:
 
 def test_caption_loss_is_that_of_each_caption_alone() -> None:
     torch.manual_seed(0)
-    captioner = Captioner(8, 4, vocab_size=50, positions=32, width=16, layers=1, heads=2, inner=16).eval()
-    seen = captioner.look(torch.randn(2, 4, 8))
+    captioner = Captioner(
+        8, 4, vocab_size=50, positions=32, width=16, layers=1, heads=2, inner=16, dim=6, vector_tokens=2
+    ).eval()
+    seen = captioner.look(torch.randn(2, 4, 8), torch.randn(2, 6))
     prompts, targets = [[1, 7, 8, 9], [1, 7]], [[10, 11], [12, 13, 14, 15]]
     together = caption_loss(captioner, seen, prompts, targets)
     alone = [
