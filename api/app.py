@@ -33,7 +33,7 @@ from api.routes import (
 )
 from api.state import ApiState
 from revln import __version__
-from revln.access import require_api_key
+from revln.exposure import require_api_key
 from revln.settings import Settings
 from revln.telemetry import configure_logging
 
@@ -83,7 +83,7 @@ def create_app(settings: Settings | None = None, make_state: Callable[[Settings]
         SettingsError: it would listen beyond this machine without a key.
     """
     settings = settings or Settings.from_env()
-    require_api_key(settings.api_host, settings.api_key.get_secret_value())
+    require_api_key(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

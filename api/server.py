@@ -71,6 +71,10 @@ class GuardedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._progress = True
         self._head_came()
+        if [name for name, _ in self.headers].count(b"host") > 1:
+            # Two servers in a row may each believe another one.
+            self._refuse(400, "bad_request", "A request has one Host header; this one had more. Send one.")
+            return
         self.app = self._answer_busy if self._crowded(1) else self.config.loaded_app
         super().on_headers_complete()
 

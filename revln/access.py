@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import ip_address
 
-from revln.errors import Forbidden, InsufficientScope, SettingsError
+from revln.errors import Forbidden, InsufficientScope
 
 __all__ = [
     "ALL_SCOPES",
@@ -30,7 +30,6 @@ __all__ = [
     "new_key_id",
     "new_secret",
     "parse_key",
-    "require_api_key",
     "same_secret",
 ]
 
@@ -123,16 +122,3 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def require_api_key(host: str, key: str) -> None:
-    """Check that an API that other machines can reach has a key.
-
-    Raises:
-        SettingsError: it has none.
-    """
-    if not key and not is_loopback(host):
-        raise SettingsError(
-            f"The API on {host} (REVLN_API_HOST) could be reached from other machines: set REVLN_API_KEY, or listen on "
-            "127.0.0.1."
-        )

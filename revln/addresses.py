@@ -6,11 +6,17 @@ import re
 from dataclasses import dataclass
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-__all__ = ["RedisAddress", "check_http_url", "parse_redis_url"]
+__all__ = ["RedisAddress", "check_blob_url", "check_http_url", "parse_redis_url", "set_by_kubernetes"]
 
 _FORMS = "redis://[:PASSWORD@]HOST[:PORT][/NUMBER], rediss://… or redis+socket:///PATH"
 _ENCODE = "Write special characters of a user or a password in percent-encoding (@ is %40, # is %23, / is %2F)"
 _TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_BLOB_SCHEMES = ("file", "local", "memory", "s3")
+# Kubernetes puts such variables into every container of a namespace that has a service REVLN, REVLN-API, FLOWER …
+_KUBERNETES_NAME = re.compile(
+    r"_SERVICE_HOST$|_SERVICE_PORT(_[A-Z0-9_]+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$"
+)
+_KUBERNETES_PORT = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
 # As different clients spell the only two values that we take.
 _CHECKED = {"ssl_cert_reqs": {"required", "cert_required"}, "ssl_check_hostname": {"true"}}
 
@@ -49,6 +55,27 @@ def parse_redis_url(url: str) -> RedisAddress:
     if query:
         raise ValueError(f"it has the parameter {min(query)[:40]!r}; of a {scheme}:// URL revln reads {_known(scheme)}")
     return RedisAddress(url.partition("?")[0], scheme, number, files)
+
+
+def set_by_kubernetes(name: str, value: str) -> bool:
+    """Return whether a variable has the form of those that Kubernetes sets for a service."""
+    if _KUBERNETES_NAME.search(name):
+        return True
+    return name.endswith("_PORT") and _KUBERNETES_PORT.fullmatch(value) is not None
+
+
+def check_blob_url(url: str) -> str:
+    """Raises ValueError."""
+    scheme, found, rest = url.partition("://")
+    if not url or (not found and ":" not in url):
+        return url
+    if "::" in url or not found or scheme not in _BLOB_SCHEMES:
+        raise ValueError(f"it reads a path, file:///PATH or s3://BUCKET/PREFIX, not {scheme[:20]!r}")
+    if scheme in ("file", "local") and not rest.startswith("/"):
+        raise ValueError("the path of file:// begins with a third slash: file:///PATH")
+    if scheme == "s3" and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,62}(/[^\s]*)?", rest):
+        raise ValueError("it names no bucket: s3://BUCKET/PREFIX")
+    return url
 
 
 def check_http_url(url: str) -> str:

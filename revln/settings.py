@@ -11,12 +11,13 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from revln.addresses import parse_redis_url
+from revln.addresses import check_blob_url, check_http_url, parse_redis_url, set_by_kubernetes
 from revln.errors import SettingsError
 
 __all__ = ["ENV_PREFIX", "ModelSettings", "Settings"]
@@ -79,6 +80,10 @@ class Settings(BaseModel):
         description="Comma-separated origins whose pages may call the API (https://app.example.org). Empty: none.",
     )
     api_threads: int = Field(32, ge=1, le=1024, description="Threads for the API's database work; waiting takes none.")
+    trusted_proxies: str = Field(
+        "",
+        description="Comma-separated addresses or networks of proxies whose X-Forwarded-For is believed. Empty: none.",
+    )
     public_url: str = Field("", description="Prefix of the links in answers. Empty: they are relative.")
     max_body_bytes: int = Field(25 * 2**20, ge=1024, description="Largest request body; larger answers 413.")
     body_memory_bytes: int = Field(
@@ -240,6 +245,13 @@ class Settings(BaseModel):
             raise ValueError(f"stall_s={self.stall_s:g} must exceed lease_s={self.lease_s:g}")
         return self
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies(cls, value: str) -> str:
+        for proxy in _listed(value):
+            ip_network(proxy, strict=False)  # its error names it
+        return value
+
     @field_validator("cors_origins")
     @classmethod
     def _origins(cls, value: str) -> str:
@@ -254,6 +266,24 @@ class Settings(BaseModel):
     def _redis(cls, value: SecretStr) -> SecretStr:
         for file in parse_redis_url(value.get_secret_value()).tls_files.values():
             _readable(file)
+        return value
+
+    @field_validator("blob_url")
+    @classmethod
+    def _blobs(cls, value: str) -> str:
+        return check_blob_url(value)
+
+    @field_validator("public_url", "flower_url")
+    @classmethod
+    def _links(cls, value: str) -> str:
+        return check_http_url(value)
+
+    @field_validator("api_key")
+    @classmethod
+    def _key(cls, value: SecretStr) -> SecretStr:
+        # It travels in a header, where other signs are written in more than one way.
+        if not re.fullmatch(r"[!-~]*", value.get_secret_value()):
+            raise ValueError("a key has letters, digits and signs of ASCII only, no blanks; `openssl rand -hex 32`")
         return value
 
     @field_validator("redis_ca_file")
@@ -271,7 +301,7 @@ class Settings(BaseModel):
         env = os.environ if env is None else env
         values: dict[str, Any] = {}
         for name, value in env.items():
-            if not name.startswith(ENV_PREFIX):
+            if not name.startswith(ENV_PREFIX) or set_by_kubernetes(name, value):
                 continue
             field = name.removeprefix(ENV_PREFIX).lower()
             if field not in cls.model_fields:
@@ -318,6 +348,10 @@ class Settings(BaseModel):
     @property
     def cors_origin_list(self) -> list[str]:
         return _listed(self.cors_origins)
+
+    @property
+    def trusted_proxy_list(self) -> list[str]:
+        return _listed(self.trusted_proxies)
 
     @property
     def cores(self) -> int:

@@ -205,6 +205,9 @@ def _bombs() -> Iterator[Hostile]:
     for first in (1, 2) * 3:
         partial = pictures.scans_jpeg(_BIG, components=3, first=first, frame=0xC0)
         yield Hostile(f"a baseline JPEG whose first scan has {first} of 3 components", partial, f"{_BIG}×{_BIG}")
+    tables = pictures.webp_of_groups()
+    for number in range(6):
+        yield Hostile(f"a WebP of 65,536 groups of Huffman codes, again {number}", tables, "1024×1024")
     yield Hostile("102 megapixels of JPEG", pictures.scans_jpeg(10_100, components=3, frame=0xC0), "10100×10100")
     packed = zlib.compress(bytes(50 * 2**20), 9)
     for kind in (b"zTXt", b"iCCP"):

@@ -42,6 +42,7 @@ __all__ = [
     "transparent_png",
     "truncated_jpeg",
     "webp",
+    "webp_of_groups",
     "webp_of_size",
     "wide_frame_gif",
 ]
@@ -230,6 +231,29 @@ def webp_of_size(width: int, height: int) -> bytes:
     body = b"\0\0\0\0" + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     chunks = b"WEBPVP8X" + struct.pack("<I", len(body)) + body
     return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+
+
+def webp_of_groups(side: int = 1_024, groups: int = 65_536) -> bytes:
+    """A lossless WebP whose blocks of 4 × 4 pixels have Huffman codes of their own: tables take most of its memory."""
+    bits: list[tuple[int, int]] = []
+
+    def put(*pairs: tuple[int, int]) -> None:
+        bits.extend(pairs)
+
+    simple = [(1, 1), (0, 1), (0, 1), (0, 1)]  # one symbol, which takes no bit
+    every = [(0, 1), (8, 4), *[(0, 3)] * 11, (1, 3), (1, 1), (3, 3), (254, 8)]  # 256 symbols of 8 bits
+    put((0x2F, 8), (side - 1, 14), (side - 1, 14), (1, 1), (0, 3))
+    put((0, 1), (0, 1), (1, 1), (0, 3))  # no transforms, no cache, groups by blocks of 4 × 4
+    put((0, 1), *every, *every, *simple * 3)
+    for block in range((-(-side // 4)) ** 2):
+        number = block % groups
+        put((int(f"{number & 255:08b}"[::-1], 2), 8), (int(f"{number >> 8:08b}"[::-1], 2), 8))
+    put(*simple * 5 * groups, (0, 64))
+    text = "".join(format(value, f"0{size}b")[::-1] for value, size in bits)
+    text += "0" * (-len(text) % 16)
+    body = int(text[::-1], 2).to_bytes(len(text) // 8, "little")
+    chunk = b"WEBPVP8L" + struct.pack("<I", len(body)) + body
+    return b"RIFF" + struct.pack("<I", len(chunk)) + chunk
 
 
 def wide_frame_gif(side: int = 60_000) -> bytes:

@@ -180,7 +180,7 @@ def _own_vectors(context: Context[Any], loaded: LoadedModel, wanted: Sequence[Co
         known = cached_vectors(connection, model.info.joint_fingerprint, [content.key for content in wanted])
     missing = [content for content in wanted if content.key not in known]
     pool = context.runtime.prepare_pools[context.priority]
-    started = [pool.submit(_prepare, context, loaded, content) for content in missing]
+    started = [pool.submit(context.job.tenant, _prepare, context, loaded, content) for content in missing]
     # Preparing gives the future of the forward pass, or the item's error; waiting for that gives the vector.
     raws = context.gather(context.gather(started))
     computed = {

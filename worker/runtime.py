@@ -26,6 +26,7 @@ from revln.jobs.kinds import Priority
 from revln.models.registry import ModelCatalog
 from revln.settings import Settings
 from revln.uploads import Uploads
+from worker.fair_pool import FairPool
 from worker.health.echo import Canary
 from worker.health.leaving import Leaving
 from worker.health.watchdog import Watchdog
@@ -94,7 +95,7 @@ class Runtime:
         self.dispatcher = Dispatcher(settings, self.db)
         threads = settings.prepare_threads or settings.cores
         # One for each priority: an interactive query must not stand in line behind a thousand pictures to be decoded.
-        self.prepare_pools = {lane: ThreadPoolExecutor(threads, f"prepare-{lane}") for lane in Priority}
+        self.prepare_pools = {lane: FairPool(threads, f"prepare-{lane}") for lane in Priority}
         self.fetch_pool = ThreadPoolExecutor(_FETCH_THREADS, "fetch")
         self.isolation = Isolation()
         self.in_flight = InFlight()
@@ -145,8 +146,9 @@ class Runtime:
     def stop(self) -> None:
         for part in reversed(self._parts):
             part.stop()
-        for pool in (*self.prepare_pools.values(), self.fetch_pool):
-            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in self.prepare_pools.values():
+            pool.shutdown()
+        self.fetch_pool.shutdown(wait=False, cancel_futures=True)
         self.indexes.close()
         self.models.close()
         self.unregister()

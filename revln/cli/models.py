@@ -11,6 +11,7 @@ import click
 from revln.cli.jobs import as_json_option, connect, url_option
 from revln.cli.output import print_json
 from revln.client import RevlnClient
+from revln.terminal import visible
 
 __all__ = ["models"]
 
@@ -142,7 +143,7 @@ def _wait(client: RevlnClient, order: dict[str, Any], end: float) -> tuple[dict[
 
 
 def _print(model: dict[str, Any]) -> None:
-    click.secho(model["name"] + (" (default)" if model["default"] else ""), bold=True)
+    click.secho(visible(model["name"]) + (" (default)" if model["default"] else ""), bold=True)
     if error := model.get("error"):
         click.echo(f"  cannot be used: {error['detail']}")
         return

@@ -54,7 +54,7 @@ class WriteTurns:
 @contextmanager
 def _opened(path: str) -> Iterator[int]:
     """Closing it gives its lock back."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         yield file
     finally:

@@ -8,11 +8,15 @@ from collections.abc import Iterator
 
 from revln.errors import ImageError
 
-__all__ = ["early_sizes", "essential_chunks", "first_frame"]
+__all__ = ["early_sizes", "essential_chunks", "first_frame", "webp_tables_bytes"]
 
 # Encoders write chunks of 8 KiB. Each is a turn of a Python loop here and in Pillow, and 25 MB hold two million.
 _CHUNKS_MAX = 100_000
+_WEBP_CHUNKS_MAX = 100  # before the first frame's pixels
 _BLOCKS_MAX = 100_000  # of a GIF before its first picture, of 255 bytes each: 25 MB
+# Of lossless WebP: a block of 4 × 4 pixels may have a group of five Huffman codes of its own, 65,536 groups in all. A
+# group takes 20 bits of the file and up to 12 kB of tables: 295 kB that are one megapixel took 364 MB (measured).
+_GROUP_BITS, _GROUP_BYTES, _GROUPS_MAX, _BLOCK_PIXELS = 20, 12_000, 65_536, 16
 _GIF_BLOCK = re.compile(rb"[!,;]")  # extension, frame, end
 
 
@@ -35,6 +39,24 @@ def early_sizes(name: str, data: bytes) -> Iterator[tuple[int, int]]:
         elif chunk == b"VP8 ":
             width, height = struct.unpack_from("<HH", data, 26)
             yield width & 0x3FFF, height & 0x3FFF
+
+
+def webp_tables_bytes(data: bytes, pixels: int) -> int:
+    """Bound what libwebp's tables take for the first frame's lossless data, its colours or its alpha."""
+    at, packed = 12, 0
+    for _ in range(_WEBP_CHUNKS_MAX):
+        kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        if kind == b"ANMF":  # a frame, which holds chunks again
+            at += 24
+            continue
+        if kind in (b"VP8L", b"ALPH"):
+            packed = max(packed, min(size, len(data)))
+        if kind in (b"VP8L", b"VP8 "):
+            break
+        at += 8 + size + (size & 1)
+    else:
+        packed = len(data)
+    return _GROUP_BYTES * min(_GROUPS_MAX, pixels // _BLOCK_PIXELS, packed * 8 // _GROUP_BITS)
 
 
 def _before_first_frame(data: bytes) -> tuple[bytes, int | None]:

@@ -14,7 +14,7 @@ from PIL.ImageFile import ImageFile
 from revln.errors import ImageError
 from revln.images.budget import held
 from revln.images.colour import png_profile
-from revln.images.headers import early_sizes, essential_chunks, first_frame
+from revln.images.headers import early_sizes, essential_chunks, first_frame, webp_tables_bytes
 from revln.images.jpeg import Frame, read_frame
 from revln.images.limits import ImageLimits, check_size
 from revln.images.signature import describe, format_of
@@ -94,7 +94,8 @@ def opened(data: bytes, limits: ImageLimits, target_side: int | None) -> Iterato
             check_size(width, height, limits)
         if early:
             canvas = max(width for width, _ in early), max(height for _, height in early)
-            memory.enter_context(held(_bytes_of(name, canvas, target_side), limits.memory_bytes))
+            tables = webp_tables_bytes(data, canvas[0] * canvas[1]) if name == "WEBP" else 0
+            memory.enter_context(held(_bytes_of(name, canvas, target_side) + tables, limits.memory_bytes))
         profile = png_profile(data) if name == "PNG" else None
         if name == "PNG":
             data = essential_chunks(data)

@@ -30,7 +30,9 @@ def run_caption(context: Context[CaptionParameters]) -> Done:
     evidence = find_evidence(context, loaded, contents)
     pool = context.runtime.prepare_pools[context.priority]
     started = [
-        content if isinstance(content, ItemError) else pool.submit(_prepare, context, loaded, content, found.evidence)
+        content
+        if isinstance(content, ItemError)
+        else pool.submit(context.job.tenant, _prepare, context, loaded, content, found.evidence)
         for content, found in zip(contents, evidence, strict=True)
     ]
     raws = context.gather(context.gather(started))

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from revln.errors import ItemError
 from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Model, Operation
 from revln.models.outputs import finished
 from revln.progress_bar import tracked
-from revln.training.data import Pictures
 
-__all__ = ["EMBEDS", "Vectors", "embed_pictures", "embed_texts", "run_model", "write_captions"]
+__all__ = ["EMBEDS", "PicturesByName", "Vectors", "embed_pictures", "embed_texts", "run_model", "write_captions"]
 
 EMBEDS = {Operation.EMBED_IMAGE, Operation.EMBED_TEXT}
 Vectors = npt.NDArray[np.float32]
 
 
+class PicturesByName(Protocol):
+    """`revln.training.data.Pictures`, or several of them."""
+
+    def __getitem__(self, file: str) -> Image.Image: ...
+
+
 def run_model(
-    model: Model, operation: Operation, items: Sequence[Any], pictures: Pictures | None = None, quiet: bool = False
+    model: Model,
+    operation: Operation,
+    items: Sequence[Any],
+    pictures: PicturesByName | None = None,
+    quiet: bool = False,
 ) -> list[Any]:
     """All items in batches, in order. Items are file names where ``pictures`` is given for an image operation."""
     out: list[Any] = []
     size = model.max_batch(operation)
     for start in tracked(range(0, len(items), size), operation.value, hidden=quiet):
         batch = items[start : start + size]
-        ready = [model.prepare(operation, pictures[item] if pictures else item) for item in batch]
+        ready = [model.prepare(operation, item if pictures is None else pictures[item]) for item in batch]
         out += [_right(model, operation, raw) for raw in model.forward(operation, ready)]
     return out
 
@@ -41,7 +51,7 @@ def _right(model: Model, operation: Operation, raw: Any) -> Any:
     return result
 
 
-def embed_pictures(model: Model, files: Sequence[str], pictures: Pictures) -> Vectors:
+def embed_pictures(model: Model, files: Sequence[str], pictures: PicturesByName) -> Vectors:
     return np.stack(run_model(model, Operation.EMBED_IMAGE, files, pictures))
 
 
@@ -52,7 +62,7 @@ def embed_texts(model: Model, texts: Sequence[str]) -> Vectors:
 def write_captions(
     model: Model,
     files: Sequence[str],
-    pictures: Pictures,
+    pictures: PicturesByName,
     evidence: Sequence[tuple[Evidence, ...]],
     num_beams: int,
 ) -> list[str]:
