@@ -15,7 +15,7 @@ from sqlalchemy import JSON, Connection, Table
 from sqlalchemy.exc import DBAPIError
 
 __all__ = [
-    "delete_items", "insert", "item_seqs", "log_after", "move_items", "seqs_of_items", "vectors_at",
+    "delete_items", "insert", "item_seqs", "live_items", "log_after", "move_items", "tombstones_of", "vectors_at",
 ]  # fmt: skip
 
 Row = tuple[Any, ...]
@@ -57,26 +57,32 @@ def _with_json(row: Row, places: list[int]) -> Row:
     return tuple(values)
 
 
-def seqs_of_items(connection: Connection, collection_id: str, item_ids: list[str]) -> dict[str, int]:
-    """The live row of each of the items that are there."""
-    return dict(_by_keys(connection, "item_id, seq", "items", "item_id", collection_id, item_ids))
+def live_items(connection: Connection, collection_id: str, item_ids: list[str]) -> list[Row]:
+    """(item, seq of its live row, position) of the items that are there."""
+    return _by_keys(connection, "item_id, seq, position", "items", "item_id", collection_id, item_ids)
 
 
-def move_items(connection: Connection, moved: Sequence[tuple[int, str, str]]) -> None:
-    """Point items, given as (seq, collection, item), to their new rows."""
+def tombstones_of(connection: Connection, collection_id: str, item_ids: list[str]) -> list[Row]:
+    """(item, position) of those of the items that have one."""
+    return _by_keys(connection, "item_id, position", "tombstones", "item_id", collection_id, item_ids)
+
+
+def move_items(connection: Connection, moved: Sequence[tuple[int, int, str, str]]) -> None:
+    """Point items, given as (seq, position, collection, item), to their new rows."""
     if not moved:
         return
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql(
-            "UPDATE items SET seq = ? WHERE collection_id = ? AND item_id = ?", list(moved)
+            "UPDATE items SET seq = ?, position = ? WHERE collection_id = ? AND item_id = ?", list(moved)
         )  # fmt: skip
         return
-    seqs, _, item_ids = (list(column) for column in zip(*moved, strict=True))
+    seqs, positions, _, item_ids = (list(column) for column in zip(*moved, strict=True))
     # They are all there. An update that joins them to the table may read the whole of it; this goes by the index.
     connection.exec_driver_sql(
-        "INSERT INTO items (collection_id, item_id, seq) SELECT %s, * FROM unnest(%s::varchar[], %s::bigint[]) "
-        "ON CONFLICT (collection_id, item_id) DO UPDATE SET seq = excluded.seq",
-        (moved[0][1], item_ids, seqs),
+        "INSERT INTO items (collection_id, item_id, seq, position) "
+        "SELECT %s, * FROM unnest(%s::varchar[], %s::bigint[], %s::bigint[]) "
+        "ON CONFLICT (collection_id, item_id) DO UPDATE SET seq = excluded.seq, position = excluded.position",
+        (moved[0][2], item_ids, seqs, positions),
     )
 
 

@@ -30,6 +30,8 @@ _OF_A_JOB: tuple[tuple[Table, tuple[str, ...]], ...] = (
 _OF_A_COLLECTION: tuple[tuple[Table, tuple[str, ...]], ...] = (
     (tables.vectors, ("collection_id", "seq")),
     (tables.items, ("collection_id", "item_id")),
+    (tables.tombstones, ("collection_id", "item_id")),
+    (tables.filter_deletes, ("collection_id", "accepted")),
 )
 
 

@@ -31,9 +31,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from revln.access import DEFAULT_TENANT
 
 __all__ = [
-    "api_keys", "audit", "chunks", "collections", "deliveries", "delivery_attempts", "disabled_webhooks",
-    "embeddings", "events", "items", "job_uploads", "jobs", "metadata", "model_orders", "results",
-    "retired_collections", "snapshots", "tenants", "uploads", "usage", "vectors", "webhook_secrets", "workers",
+    "accepted_changes", "api_keys", "audit", "chunks", "collections", "deliveries", "delivery_attempts",
+    "disabled_webhooks", "embeddings", "events", "filter_deletes", "items", "job_uploads", "jobs", "metadata",
+    "model_orders", "results", "retired_collections", "snapshots", "tenants", "tombstones", "uploads", "usage",
+    "vectors", "webhook_secrets", "workers",
 ]  # fmt: skip
 
 metadata = MetaData(
@@ -61,6 +62,9 @@ def _count(name: str) -> Column[int]:
 def _where(condition: str) -> dict[str, Any]:
     return {f"{dialect}_where": text(condition) for dialect in ("sqlite", "postgresql")}
 
+
+# Written out, so that both databases see that the index of such jobs serves a query.
+MAY_STILL_WRITE = "accepted IS NOT NULL AND deleted_at IS NULL AND (status <> 'succeeded' OR failed > 0)"
 
 jobs = Table(
     "jobs",
@@ -102,11 +106,22 @@ jobs = Table(
     Column("expires_at", Double),
     _count("size_bytes"),  # of what came with it, for the quota of bytes
     Column("deleted_at", Double),  # nobody sees it any more; its rows go step by step (`revln.db.retention`)
+    Column("accepted", BigInteger),  # its place among the tenant's jobs that change a collection
     Index("uq_jobs_tenant_idempotency_key", "tenant", "idempotency_key", unique=True),
     Index("ix_jobs_tenant_created_at_id", "tenant", "created_at", "id"),
     Index("ix_jobs_status_deadline_at", "status", "deadline_at"),
     Index("ix_jobs_expires_at", "expires_at"),
     Index("ix_jobs_deleted_at", "deleted_at"),
+    # Small: of what may still write into its collection, now or after a retry (`revln.db.collections.order`).
+    Index("ix_jobs_tenant_collection_accepted", "tenant", "collection", "accepted", **_where(MAY_STILL_WRITE)),
+)
+
+# How many jobs that change a collection were accepted, of each tenant: the last one's ``accepted``.
+accepted_changes = Table(
+    "accepted_changes",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    _count("last"),
 )
 
 chunks = Table(
@@ -309,6 +324,26 @@ items = Table(
     Column("collection_id", _Id, primary_key=True),
     Column("item_id", String(512), primary_key=True),
     Column("seq", BigInteger, nullable=False),  # the live row of the log
+    _count("position"),  # of the change that made it so: revln/db/collections/order.py
+)
+
+# Of items that are gone: a change accepted before this one must not bring them back. Kept while there may be one.
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("collection_id", _Id, primary_key=True),
+    Column("item_id", String(512), primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Index("ix_tombstones_collection_id_position", "collection_id", "position"),
+)
+
+# Deletes by a filter that have begun: what was accepted before them and comes after is tested by it. Kept as long.
+filter_deletes = Table(
+    "filter_deletes",
+    metadata,
+    Column("collection_id", _Id, primary_key=True),
+    Column("accepted", BigInteger, primary_key=True, autoincrement=False),
+    Column("filter", _Json, nullable=False),
 )
 
 # What was uploaded, by whom. The bytes are stored once, whoever brings them; without a row here they are not there.

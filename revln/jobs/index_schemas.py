@@ -258,6 +258,9 @@ class Migration(BaseModel):
 
 class IndexItemResult(ItemResult, TextRead):
     seq: int | None = Field(None, description="The row of the collection's log that carries this change.")
+    superseded: bool | None = Field(
+        None, description="Nothing was written: a change that was accepted later has been made before this one."
+    )
     deleted: int | None = Field(None, description="Of a delete by filter: how many items it took.")
     snapshot: BuiltSnapshot | None = Field(None, description="Of a build: what is served now.")
     report: DuplicatesReport | None = Field(None, description="Of duplicates, in the first item: the whole in numbers.")

@@ -15,6 +15,7 @@ from revln.blobs import BlobStore
 from revln.db import retention
 from revln.db.collections.blanking import blank_replaced
 from revln.db.collections.collections import collection_ids
+from revln.db.collections.order import prune_order
 from revln.db.engine import Database
 from revln.db.jobs import sweep
 from revln.db.jobs.usage import mend_usage
@@ -73,6 +74,7 @@ class Janitor:
             lambda most: retention.expire_embeddings(db, settings.embedding_retention_s, most),
             lambda most: retention.expire_audit(db, settings.audit_retention_s, most),
             lambda most: blank_replaced(db, most),
+            lambda most: prune_order(db, most),
             lambda most: deliveries.give_up(db, most),
             lambda most: deliveries.delete_old(db, settings.webhook_retention_s, most),
         ):

@@ -25,6 +25,7 @@ from revln.db import tables
 from revln.db.access.audit import record
 from revln.db.collections.collections import Collection, get_collection
 from revln.db.collections.log import LogEntry, append_log
+from revln.db.collections.order import move_order
 from revln.db.engine import db_now
 from revln.db.jobs.read import OPEN, Job
 from revln.db.keyed import in_index_order
@@ -126,9 +127,9 @@ def older_migration(connection: Connection, job: Job) -> tuple[str, str] | None:
             jobs.collection == job.collection,
             OPEN,
             jobs.input["operation"].as_string() == "migrate",
-            jobs.id < job.id,
+            jobs.accepted < job.accepted,
         )
-        .order_by(jobs.id)
+        .order_by(jobs.accepted)
         .limit(1)
     ).one_or_none()
     return None if row is None else (row.model, row.id)
@@ -154,9 +155,10 @@ def changes_after(connection: Connection, collection_id: str, after_seq: int, li
     shown = [vectors.seq, vectors.op, vectors.item_id, vectors.content_key, vectors.text, vectors.metadata,
              vectors.image_sha256]  # fmt: skip
     # Bounded by seq, which has no gaps, and each item looked up by itself: no plan of these reads the whole log.
-    live_seq = select(items.seq).where(items.collection_id == vectors.collection_id, items.item_id == vectors.item_id)
+    this = (items.collection_id == vectors.collection_id, items.item_id == vectors.item_id)
+    live_seq, position = (select(column).where(*this).scalar_subquery() for column in (items.seq, items.position))
     rows = connection.execute(
-        select(*shown, live_seq.scalar_subquery().label("live_seq"))
+        select(*shown, live_seq.label("live_seq"), position.label("position"))
         .where(vectors.collection_id == collection_id, vectors.seq > after_seq, vectors.seq <= after_seq + limit)
         .order_by(vectors.seq)
     ).all()
@@ -200,7 +202,9 @@ def missing_items(
     in_index_order(connection)
     vectors, items, theirs = tables.vectors.c, tables.items.c, tables.items.alias("theirs")
     query = (
-        select(vectors.item_id, vectors.content_key, vectors.text, vectors.metadata, vectors.image_sha256)
+        select(
+            vectors.item_id, vectors.content_key, vectors.text, vectors.metadata, vectors.image_sha256, items.position
+        )
         .join(tables.items, and_(items.collection_id == vectors.collection_id, items.seq == vectors.seq))
         .outerjoin(theirs, and_(theirs.c.collection_id == shadow.id, theirs.c.item_id == items.item_id))
         .where(items.collection_id == shadow.shadow_of, theirs.c.item_id.is_(None))
@@ -215,6 +219,7 @@ def missing_items(
 def swap(connection: Connection, serving: Collection, shadow: Collection) -> None:
     """Let a shadow serve, which holds all that the locked ``serving`` does; that one becomes the former generation."""
     assert shadow.shadow_seq == serving.head_seq
+    move_order(connection, serving.id, shadow.id)
     retire_collections(connection, _C.shadow_of == serving.id, _C.id != shadow.id)
     connection.execute(
         update(tables.collections)

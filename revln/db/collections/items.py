@@ -10,10 +10,11 @@ from sqlalchemy import Connection, Select, select
 from revln.db import tables
 from revln.db.collections.filters import filter_clause
 from revln.db.collections.log import LogEntry, append_log
+from revln.db.collections.order import begin_filter_delete, keep_tombstones, position_of
 from revln.errors import NotFound
 from revln.jobs.filters import Filter
 
-__all__ = ["Deleted", "delete_matching"]
+__all__ = ["Deleted", "begin_delete", "delete_matching"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ def _live(collection_id: str, after_seq: int, up_to_seq: int) -> Select[Any]:
     """Rows of the log that are an item's newest, in the log's order."""
     vectors, items = tables.vectors.c, tables.items.c
     return (
-        select(vectors.seq, vectors.item_id)
+        select(vectors.seq, vectors.item_id, items.position)
         .join(
             tables.items,
             (items.collection_id == vectors.collection_id)
@@ -41,21 +42,48 @@ def _live(collection_id: str, after_seq: int, up_to_seq: int) -> Select[Any]:
     )
 
 
+def begin_delete(connection: Connection, collection_id: str, accepted: int | None, wanted: Any) -> int:
+    """Begin to delete by a filter, given as JSON. Return the last row of the log that is to be looked at.
+
+    What was accepted before the delete and is appended from now on is tested as it comes. Raises NotFound.
+    """
+    head_seq = _lock(connection, collection_id)
+    begin_filter_delete(connection, collection_id, accepted, wanted)
+    return head_seq
+
+
 def delete_matching(
-    connection: Connection, collection_id: str, wanted: Filter, after_seq: int, up_to_seq: int, limit: int
+    connection: Connection,
+    collection_id: str,
+    wanted: Filter,
+    after_seq: int,
+    up_to_seq: int,
+    limit: int,
+    accepted: int | None = None,
 ) -> Deleted:
     """Delete the next ``limit`` items whose newest row lies in this stretch of the log and passes.
+
+    With ``accepted``, what jobs wrote that were accepted later stays.
 
     Raises:
         NotFound: the collection was deleted meanwhile.
     """
-    collections, vectors = tables.collections.c, tables.vectors.c
     # Locked before it is read: what is replaced in between must not be deleted for what it was.
-    locked = select(collections.id).where(collections.id == collection_id).with_for_update()
-    if connection.execute(locked).one_or_none() is None:
-        raise NotFound("The collection was deleted while the job ran.")
+    _lock(connection, collection_id)
     query = _live(collection_id, after_seq, up_to_seq).limit(limit)
-    rows = connection.execute(query.where(filter_clause(wanted, vectors.metadata, connection))).all()
+    if accepted is not None:
+        query = query.where(tables.items.c.position < position_of(accepted))
+    rows = connection.execute(query.where(filter_clause(wanted, tables.vectors.c.metadata, connection))).all()
     seqs = append_log(connection, collection_id, [LogEntry("delete", row.item_id) for row in rows])
+    keep_tombstones(connection, collection_id, {row.item_id: row.position for row in rows}, if_needed=True)
     last = rows[-1].seq if len(rows) == limit else up_to_seq
     return Deleted(len(rows), last, seqs[-1] if seqs else None)
+
+
+def _lock(connection: Connection, collection_id: str) -> int:
+    columns = tables.collections.c
+    locked = select(columns.head_seq).where(columns.id == collection_id).with_for_update()
+    head_seq = connection.scalar(locked)
+    if head_seq is None:
+        raise NotFound("The collection was deleted while the job ran.")
+    return int(head_seq)

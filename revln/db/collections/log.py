@@ -17,15 +17,19 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, select, update
 
 from revln.db import bulk, tables
+from revln.db.collections.order import Order, keep_tombstones, read_order
 from revln.db.engine import db_now
 from revln.errors import CollectionMoved, NotFound
 
-__all__ = ["LogEntry", "LogPage", "append_log", "head_seq", "newest_seqs", "read_log", "read_vectors"]
+__all__ = ["SUPERSEDED", "LogEntry", "LogPage", "append_log", "head_seq", "newest_seqs", "read_log", "read_vectors"]
 
 _COLUMNS = (
     "collection_id", "seq", "op", "item_id", "replaces_seq", "content_key", "vector", "text", "metadata",
     "image_sha256", "created_at",
 )  # fmt: skip
+
+
+SUPERSEDED = 0  # in the place of a change's ``seq``: a later change of the item was written before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,7 @@ class LogEntry:
     text: str | None = None
     metadata: dict[str, Any] | None = None
     image_sha256: str | None = None
+    position: int | None = None  # in the order of changes (`revln.db.collections.order`); None: after all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,8 @@ def append_log(
 ) -> list[int | None]:
     """Append changes inside the caller's transaction; the ``seq`` of each, None for a delete of what is not there.
 
-    An id that comes twice is applied in order: the later entry replaces the earlier one.
+    An id that comes twice is applied in order: the later entry replaces the earlier one. An entry with a ``position``
+    writes nothing if a change of a later position was there before it; its ``seq`` is SUPERSEDED.
 
     Args:
         shadow: the log is of a generation that does not serve (`revln.db.collections.generations`), which only
@@ -66,6 +72,54 @@ def append_log(
         NotFound: the collection was deleted meanwhile.
         CollectionMoved: it serves though it should not, or the other way round: a migration came in between.
     """
+    head = _lock(connection, collection_id)
+    if (head.shadow_of is not None) != shadow:
+        raise CollectionMoved
+    seq, count, now = int(head.head_seq), int(head.live), head.now
+    before, order = _order(connection, collection_id, [] if shadow else entries, {entry.item_id for entry in entries})
+    live: dict[str, int | None] = dict(before)
+    gone: dict[str, int] = {}
+    rows: list[tuple[Any, ...]] = []
+    seqs: list[int | None] = []
+    for entry in entries:
+        item_id, replaced = entry.item_id, live.get(entry.item_id)
+        if not shadow and order.superseded(item_id, entry.position):
+            seqs.append(SUPERSEDED)
+            continue
+        swept = not shadow and entry.op == "upsert" and order.swept(entry.position, entry.metadata)
+        early = entry.op == "delete" and order.others_before(entry.position)
+        if entry.position is not None:
+            order.positions[item_id] = entry.position
+            gone.pop(item_id, None)
+            if swept or early:
+                gone[item_id] = entry.position
+        if replaced is None and (swept or (entry.op == "delete" and not early)):
+            seqs.append(SUPERSEDED if swept else None)
+            continue
+        seq += 1
+        seqs.append(SUPERSEDED if swept else seq)
+        written = LogEntry("delete", item_id) if swept else entry
+        rows.append(
+            (
+                collection_id, seq, written.op, item_id, replaced, written.content_key, written.vector, written.text,
+                written.metadata, written.image_sha256, now,
+            )
+        )  # fmt: skip
+        count += (written.op == "upsert") - (replaced is not None)
+        live[item_id] = seq if written.op == "upsert" else None
+    keep_tombstones(connection, collection_id, gone)
+    if rows:
+        bulk.insert(connection, tables.vectors, _COLUMNS, rows)
+        _write_live(connection, collection_id, before, live, order)
+        connection.execute(
+            update(tables.collections)
+            .where(tables.collections.c.id == collection_id)
+            .values(head_seq=seq, count=count, updated_at=now)
+        )
+    return seqs
+
+
+def _lock(connection: Connection, collection_id: str) -> Any:
     columns = tables.collections.c
     head = connection.execute(
         select(columns.head_seq, columns["count"].label("live"), columns.shadow_of, db_now().label("now"))
@@ -74,47 +128,32 @@ def append_log(
     ).one_or_none()
     if head is None:
         raise NotFound("The collection was deleted while the job ran.")
-    if (head.shadow_of is not None) != shadow:
-        raise CollectionMoved
-    seq, count, now = int(head.head_seq), int(head.live), head.now
-    before = bulk.seqs_of_items(connection, collection_id, list({entry.item_id for entry in entries}))
-    live: dict[str, int | None] = dict(before)
-    rows: list[tuple[Any, ...]] = []
-    seqs: list[int | None] = []
-    for entry in entries:
-        replaced = live.get(entry.item_id)
-        if entry.op == "delete" and replaced is None:
-            seqs.append(None)
-            continue
-        seq += 1
-        seqs.append(seq)
-        rows.append(
-            (
-                collection_id, seq, entry.op, entry.item_id, replaced, entry.content_key, entry.vector, entry.text,
-                entry.metadata, entry.image_sha256, now,
-            )
-        )  # fmt: skip
-        count += (entry.op == "upsert") - (replaced is not None)
-        live[entry.item_id] = seq if entry.op == "upsert" else None
-    if rows:
-        bulk.insert(connection, tables.vectors, _COLUMNS, rows)
-        _write_live(connection, collection_id, before, live)
-        connection.execute(
-            update(tables.collections)
-            .where(columns.id == collection_id)
-            .values(head_seq=seq, count=count, updated_at=now)
-        )
-    return seqs
+    return head
+
+
+def _order(
+    connection: Connection, collection_id: str, ordered: Sequence[LogEntry], item_ids: set[str]
+) -> tuple[dict[str, int], Order]:
+    """The live rows of the items, and what is known of their order."""
+    found = bulk.live_items(connection, collection_id, list(item_ids))
+    before = {item_id: seq for item_id, seq, _ in found}
+    positions = {item_id: position for item_id, _, position in found}
+    placed = [entry.position for entry in ordered if entry.position is not None]
+    if not placed:
+        return before, Order(positions, [], None)
+    return before, read_order(connection, collection_id, positions, list(item_ids), min(placed))
 
 
 def _write_live(
-    connection: Connection, collection_id: str, before: dict[str, int], live: dict[str, int | None]
+    connection: Connection, collection_id: str, before: dict[str, int], live: dict[str, int | None], order: Order
 ) -> None:
     """Bring ``items`` to the state after the changes. Nobody else writes them: the collection's row is locked."""
-    new = [(collection_id, item, seq) for item, seq in live.items() if seq is not None and item not in before]
-    moved = [(seq, collection_id, item) for item, seq in live.items()
+    at = order.positions
+    new = [(collection_id, item, seq, at.get(item, 0)) for item, seq in live.items()
+           if seq is not None and item not in before]  # fmt: skip
+    moved = [(seq, at.get(item, 0), collection_id, item) for item, seq in live.items()
              if seq is not None and item in before and before[item] != seq]  # fmt: skip
-    bulk.insert(connection, tables.items, ("collection_id", "item_id", "seq"), new)
+    bulk.insert(connection, tables.items, ("collection_id", "item_id", "seq", "position"), new)
     bulk.move_items(connection, moved)
     bulk.delete_items(connection, collection_id, [item for item in before if live[item] is None])
 

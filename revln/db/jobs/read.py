@@ -70,6 +70,7 @@ class Job:
     retention_s: float
     expires_at: float | None
     size_bytes: int
+    accepted: int | None = None  # its place among the tenant's jobs that change a collection
 
     @property
     def tally(self) -> Tally:

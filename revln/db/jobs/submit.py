@@ -20,7 +20,9 @@ from revln.db.jobs.turns import last_turn
 from revln.db.jobs.usage import NO_QUOTAS, Quotas, Usage, charge, check_quotas, check_total, lock_tenant
 from revln.db.rows import row_to
 from revln.db.uploads.uploads import hold_uploads
+from revln.db.upsert import insert_or_ignore
 from revln.errors import IdempotencyMismatch, NotFound
+from revln.jobs.kinds import KINDS
 from revln.jobs.state import ChunkState, JobStatus
 
 __all__ = ["Inline", "NewChunk", "NewJob", "Range", "find_by_key", "source_columns", "submit_job"]
@@ -150,6 +152,7 @@ def _insert(connection: Connection, new: NewJob) -> Job:
             **{field.name: getattr(new, field.name) for field in fields(new) if field.name in tables.jobs.c},
             tenant=tenant,
             key_id=key_id,
+            accepted=_accepted(connection, new),
             status=JobStatus.QUEUED,
             created_at=now,
             deadline_at=earliest(now, new.deadline_s, new.starting_deadline_s),
@@ -177,6 +180,24 @@ def _insert(connection: Connection, new: NewJob) -> Job:
     if new.manifest and not hold_uploads(connection, new.id, tenant, "manifest", [new.manifest]):
         raise NotFound(f"The manifest {new.manifest} was deleted meanwhile. POST /v1/manifests uploads one.")
     return get_job(connection, new.id)
+
+
+def _accepted(connection: Connection, new: NewJob) -> int | None:
+    """Take the next place among the tenant's jobs that change a collection; None of a job that changes none.
+
+    The caller holds the tenant's lock: who is accepted later gets a later place, and commits later.
+    """
+    if not KINDS[new.kind].operation(new.input).changes_collection:
+        return None
+    columns, tenant = tables.accepted_changes.c, new.by.tenant
+    insert_or_ignore(connection, tables.accepted_changes, [{"tenant": tenant, "last": 0}], key=("tenant",))
+    place: int | None = connection.scalar(
+        update(tables.accepted_changes)
+        .where(columns.tenant == tenant)
+        .values(last=columns.last + 1)
+        .returning(columns.last)
+    )
+    return place
 
 
 def _batches(source: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from revln.db.collections.collections import Collection, get_collection
 from revln.db.collections.generations import generation_for
-from revln.db.collections.log import LogEntry, append_log
+from revln.db.collections.log import SUPERSEDED, LogEntry, append_log
 from revln.errors import FingerprintMismatch, ItemNotFound
 from worker.context import Context, Done, Outcome
 
@@ -63,6 +63,8 @@ def append_changes(collection: Collection, changes: list[Change]) -> Done:
 
 
 def _appended(collection: Collection, outcome: Outcome, entry: LogEntry, seq: int | None) -> Outcome:
+    if seq == SUPERSEDED:
+        return replace(outcome, fields={"superseded": True})
     if seq is not None:
         return replace(outcome, fields={"seq": seq, **(outcome.fields or {})})
     error = ItemNotFound(f"Collection {collection.name!r} has no item {entry.item_id!r}.")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from revln.db.collections.collections import Collection
-from revln.db.collections.items import delete_matching
+from revln.db.collections.items import begin_delete, delete_matching
 from revln.db.collections.log import LogEntry
+from revln.db.collections.order import position_of
 from revln.db.jobs.chunks import hold_chunk
 from revln.jobs.filters import Filter, parse_filter
 from revln.jobs.index_schemas import DeleteParameters
@@ -22,20 +23,29 @@ def run_delete(context: Context[DeleteParameters]) -> Done:
     collection = open_serving(context)
     if context.parameters.filter is not None:
         return _by_filter(context, collection, parse_filter(context.parameters.filter))
+    accepted = context.job.accepted
     return append_changes(
-        collection, [(Outcome(todo.index, id=todo.raw), LogEntry("delete", todo.raw)) for todo in context.todo]
+        collection,
+        [
+            (Outcome(todo.index, id=todo.raw), LogEntry("delete", todo.raw, position=position_of(accepted, todo.index)))
+            for todo in context.todo
+        ],
     )
 
 
 def _by_filter(context: Context[Any], collection: Collection, wanted: Filter) -> Done:
     """What passes and was there when the chunk began. Run again after a crash, it goes on with what is left."""
+    accepted = context.job.accepted
+    with context.runtime.db.write() as connection:
+        hold_chunk(connection, context.claim)
+        head_seq = begin_delete(connection, collection.id, accepted, context.parameters.filter)
     deleted = after = seq = 0
-    while after < collection.head_seq:
+    while after < head_seq:
         context.lease.check()
         with context.runtime.db.write() as connection:
             # In the same transaction: a worker that was taken for dead must not delete what has come since.
             hold_chunk(connection, context.claim)
-            step = delete_matching(connection, collection.id, wanted, after, collection.head_seq, _TOGETHER)
+            step = delete_matching(connection, collection.id, wanted, after, head_seq, _TOGETHER, accepted)
         deleted, after, seq = deleted + step.deleted, step.last_seq, step.seq or seq
         context.lease.progress()
     return Done([Outcome(todo.index, fields={"deleted": deleted, "seq": seq}) for todo in context.todo])

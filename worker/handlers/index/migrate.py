@@ -230,7 +230,7 @@ def _entry(row: _Row, vector: NDArray[np.float32]) -> LogEntry:
     assert isinstance(content, Content)
     return LogEntry(
         "upsert", row["item_id"], vector=vectors_to_bytes(vector), content_key=content.key, text=row["text"],
-        metadata=row["metadata"], image_sha256=row["image_sha256"],
+        metadata=row["metadata"], image_sha256=row["image_sha256"], position=row["position"],
     )  # fmt: skip
 
 

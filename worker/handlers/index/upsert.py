@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from revln.db.collections.collections import Collection
 from revln.db.collections.generations import generation_for
 from revln.db.collections.log import LogEntry
+from revln.db.collections.order import position_of
 from revln.db.jobs.results import vectors_to_bytes
 from revln.errors import ItemError, ItemInvalid
 from revln.jobs.index_schemas import IndexItem, UpsertParameters
@@ -37,7 +38,7 @@ def run_upsert(context: Context[UpsertParameters]) -> Done:
             changes.append((Outcome(todo.index, id=getattr(item, "id", None), error=error), None))
         else:
             made_of, key, read = vector
-            entry = _entry(item, made_of, key)
+            entry = _entry(item, made_of, key, position_of(context.job.accepted, todo.index))
             changes.append((Outcome(todo.index, id=entry.item_id, fields=read), entry))
     return append_changes(collection, changes)
 
@@ -90,7 +91,7 @@ def _given(context: Context[UpsertParameters], collection: Collection, item: Ind
     return vector, own_vector_key(vector), {}
 
 
-def _entry(item: IndexItem, vector: _Vector, key: str) -> LogEntry:
+def _entry(item: IndexItem, vector: _Vector, key: str, position: int | None) -> LogEntry:
     kind, _, digest = key.partition(":")
     image = item.image.sha256 if item.image is not None else None
     return LogEntry(
@@ -102,4 +103,5 @@ def _entry(item: IndexItem, vector: _Vector, key: str) -> LogEntry:
         text=item.text,
         metadata=dict(item.metadata),
         image_sha256=digest if kind == "image" else image,  # a picture given by its URL is known by its bytes
+        position=position,
     )
