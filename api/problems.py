@@ -27,6 +27,7 @@ from revln.errors import (
     PayloadTooLarge,
     RevlnError,
     TooBusy,
+    TooCostly,
     Unauthorized,
     Unavailable,
     UnsupportedMedia,
@@ -68,6 +69,7 @@ STATUS: dict[type[RevlnError], int] = {
     ItemNotFound: 404,
     JobError: 409,
     TooBusy: 429,
+    TooCostly: 422,
     Unavailable: 503,
 }
 

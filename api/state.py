@@ -22,7 +22,7 @@ from revln.uploads import Uploads
 
 __all__ = ["ApiState", "State"]
 
-_PICTURES_WAITING = 64  # of one tenant: a page's thumbnails, asked for at once
+_WAITING = 64  # of one tenant: a page's thumbnails, asked for at once
 
 
 class ApiState:
@@ -37,7 +37,8 @@ class ApiState:
         self.catalog = catalog or ModelCatalog(settings.models, settings.default_model)
         self.image_limits = ImageLimits(max_pixels=settings.max_image_pixels, memory_bytes=settings.image_memory_bytes)
         # One more than there are cores: a tenant may have all of these and still leaves a thread to the others.
-        self.pictures = SlowWork("pictures", settings.cores + 1, _PICTURES_WAITING)
+        self.pictures = SlowWork("pictures", settings.cores + 1, _WAITING)
+        self.filters = SlowWork("filtered listings", settings.cores + 1, _WAITING)
         self.thumbnails = ThumbnailCache()
         self.dispatcher = Dispatcher(settings, self.db)
         self.publisher = Publisher(self.dispatcher)

@@ -74,7 +74,7 @@ def _new_job(
     state: ApiState, by: Caller, body: SubmitBody, new: Submission, size_bytes: int, key: str | None, sha256: str
 ) -> NewJob:
     kind, metadata = KINDS[body.kind], body.metadata
-    images = _take_images(state, by.tenant, new.items, new.pointer)
+    images = _take_images(state, by, new.items, new.pointer)
     size_bytes += new.manifest_bytes
     quotas = quotas_of(state.settings, by)
     refuse_what_never_fits(quotas, Usage(new.total, size_bytes), new.pointer)
@@ -105,7 +105,7 @@ def _new_job(
     )
 
 
-def _take_images(state: ApiState, tenant: str, items: list[Any], pointer: str) -> set[str]:
+def _take_images(state: ApiState, by: Caller, items: list[Any], pointer: str) -> set[str]:
     """Move base64 images into the blob store: rows stay small, the same bytes are kept once. Return those named."""
     sent: list[bytes] = []
     named: set[str] = set()
@@ -120,7 +120,7 @@ def _take_images(state: ApiState, tenant: str, items: list[Any], pointer: str) -
             sent.append(data)
         if "sha256" in image:
             named.add(image["sha256"])
-    state.uploads.put(tenant, sent)
+    state.uploads.put(by.tenant, sent, by.key_id)
     return named
 
 

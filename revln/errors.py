@@ -11,6 +11,7 @@ RevlnError
 │   ├── PayloadTooLarge      more bytes than the limit
 │   ├── BodyTooSlow          a body that does not come (retryable)
 │   ├── UnsupportedMedia     a content type that the route does not read
+│   ├── TooCostly            what is asked takes the database too long
 │   ├── TooBusy              more waits than a quota allows; says when to come again (retryable) …
 │   │   └── RateLimited      … or more is asked than a key may
 │   ├── Unauthorized         no key, or a wrong one
@@ -71,6 +72,7 @@ __all__ = [
     "StartupError",
     "TimedOut",
     "TooBusy",
+    "TooCostly",
     "Unauthorized",
     "Unavailable",
     "UnsupportedMedia",
@@ -157,6 +159,11 @@ class BodyTooSlow(UsersError):
 class UnsupportedMedia(UsersError):
     code = "unsupported_media_type"
     default_message = "This content type is not read here."
+
+
+class TooCostly(UsersError):
+    code = "too_costly"
+    default_message = "This takes the database too long."
 
 
 class TooBusy(UsersError):

@@ -34,19 +34,23 @@ class Uploads:
         self._db, self._blobs = db, blobs
         self._since: float | None = None
 
-    def put(self, tenant: str, pictures: Iterable[bytes]) -> set[str]:
-        """Store pictures for a tenant; the SHA-256 of those that are new to it."""
+    def put(self, tenant: str, pictures: Iterable[bytes], key_id: str | None = None) -> set[str]:
+        """Store pictures for a tenant; the SHA-256 of those that are new to it.
+
+        ``key_id``: the key that they came with, if one did. Raises Unauthorized if it has ended.
+        """
         found = {hashlib.sha256(data).hexdigest(): data for data in pictures}
         self._adopt("image", found)
-        new = add_uploads(self._db, tenant, "image", {sha256: len(data) for sha256, data in found.items()})
+        sizes = {sha256: len(data) for sha256, data in found.items()}
+        new = add_uploads(self._db, tenant, "image", sizes, key_id)
         for data in found.values():
             self._blobs.put(data, "images")
         return new
 
-    def commit(self, tenant: str, kind: UploadKind, writer: BlobWriter) -> tuple[str, int]:
-        """Store for a tenant what was written piece by piece; its SHA-256 and its size."""
+    def commit(self, tenant: str, kind: UploadKind, writer: BlobWriter, key_id: str | None = None) -> tuple[str, int]:
+        """Store for a tenant what was written piece by piece; its SHA-256 and its size. ``key_id``: as of `put`."""
         self._adopt(kind, [writer.sha256])
-        add_uploads(self._db, tenant, kind, {writer.sha256: writer.size_bytes})
+        add_uploads(self._db, tenant, kind, {writer.sha256: writer.size_bytes}, key_id)
         return writer.commit()
 
     def of(self, tenant: str, kind: UploadKind, sha256s: Collection[str]) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Self
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import JSONResponse
@@ -15,7 +16,9 @@ from api.paging import decode_cursor, encode_cursor
 from api.problems import invalid
 from api.state import ApiState, State
 from api.views import collection_view, item_view
+from revln.access import Scope
 from revln.db.collections import collections as db_collections
+from revln.db.collections.collections import Collection
 from revln.errors import NotFound
 from revln.jobs.filters import Filter, FilterError, parse_filter
 from revln.jobs.index_schemas import MAX_DIM
@@ -25,6 +28,7 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/collections", tags=["collections"])
 
+_FILTER_S = 5.0  # somebody waits for the page; a good one takes a few milliseconds
 _PAGE_BYTES = 32 * 2**20  # 10,000 items of 16,384 numbers each would be 873 MB
 
 _ONE: dict[int | str, dict[str, Any]] = {200: {"model": CollectionAnswer}}
@@ -51,13 +55,19 @@ class CollectionBody(BaseModel):
 @router.put(
     "/{name}",
     summary="Make a collection; again is fine",
-    responses={**_ONE, 201: {"model": CollectionAnswer, "description": "Made"}},
+    responses={
+        **_ONE,
+        201: {"model": CollectionAnswer, "description": "Made"},
+        204: {"description": "It is there, and the key may not read it"},
+    },
 )
 def put(name: Name, state: State, caller: Who, body: CollectionBody | None = None) -> Response:
     body = body or CollectionBody()
     model, fingerprint, dim = _vectors_of(state, caller.tenant, name, body)
     made = db_collections.create_collection(state.db, caller, name, model, fingerprint, dim, body.metadata)
     collection, new = made
+    if not new and not caller.may(Scope.READ):
+        return Response(status_code=204)
     return JSONResponse(collection_view(collection), 201 if new else 200)
 
 
@@ -105,20 +115,30 @@ def delete(collection: OwnCollection, state: State, caller: Who) -> Response:
     summary="Page through a collection's items, in the order of their ids",
     responses={200: {"model": CollectionPage}},
 )
-def items(
+async def items(
     collection: OwnCollection,
     state: State,
+    caller: Who,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
     cursor: str | None = None,
     filter: Annotated[str | None, Query(description="A filter as JSON, see docs/search.md.")] = None,
     vectors: Annotated[bool, Query(description="With each item's vector: float32, little-endian, in base64.")] = False,
 ) -> Response:
     position = decode_cursor(cursor, str)
-    wanted = _filter(filter)
+    after, wanted = position[0] if position else None, _filter(filter)
+    if wanted is None:
+        body = await run_sync(_page, state, collection, limit, after, None, vectors)
+    else:  # the database may have much to test for each: others' requests must not wait for it
+        body = await state.filters.run(caller.tenant, lambda: _page(state, collection, limit, after, wanted, vectors))
+    return Response(body, media_type="application/json")
+
+
+def _page(
+    state: ApiState, collection: Collection, limit: int, after: str | None, wanted: Filter | None, vectors: bool
+) -> bytes:
     page: list[bytes] = []
     size, last, more = 0, "", None
-    with state.db.read() as connection:
-        after = position[0] if position else None
+    with state.db.read(limit_s=None if wanted is None else _FILTER_S) as connection:
         for row in db_collections.list_items(
             connection, collection.id, limit + 1, after, wanted=wanted, with_vectors=vectors
         ):
@@ -127,8 +147,7 @@ def items(
                 break
             page.append(json.dumps(item_view(row), ensure_ascii=False, separators=(",", ":")).encode())
             size, last = size + len(page[-1]), row["item_id"]
-    body = b'{"items":[%s],"next_cursor":%s}' % (b",".join(page), json.dumps(more).encode())
-    return Response(body, media_type="application/json")
+    return b'{"items":[%s],"next_cursor":%s}' % (b",".join(page), json.dumps(more).encode())
 
 
 def _filter(given: str | None) -> Filter | None:

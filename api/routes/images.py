@@ -52,7 +52,7 @@ async def upload(request: Request, state: State, caller: Who) -> Response:
         data = await request.body()
     facts = await state.pictures.run(caller.tenant, lambda: inspect_image(data, state.image_limits))
     # Known means known to the tenant: that others have the same picture is theirs to know.
-    new = await run_sync(state.uploads.put, caller.tenant, [data])
+    new = await run_sync(state.uploads.put, caller.tenant, [data], caller.key_id)
     body = {
         "sha256": facts.sha256,
         "media_type": facts.media_type,

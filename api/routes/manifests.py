@@ -40,7 +40,7 @@ async def upload(request: Request, state: State, caller: Who) -> JSONResponse:
                 last = piece[-1:]
         if not lines and last == b"\n":
             raise invalid("", "no bytes were sent; a manifest has one item a line")
-        sha256, size = await run_sync(state.uploads.commit, caller.tenant, "manifest", writer)
+        sha256, size = await run_sync(state.uploads.commit, caller.tenant, "manifest", writer, caller.key_id)
     return JSONResponse({"sha256": sha256, "lines": lines + (last != b"\n"), "size_bytes": size}, 201)
 
 

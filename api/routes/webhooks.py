@@ -17,7 +17,7 @@ from api.requests import Moment
 from api.state import ApiState, State
 from api.views import delivery_view, shown
 from revln.db.webhooks import log as webhook_log
-from revln.db.webhooks.secrets import WebhookSecret, rotate_secret, webhook_secrets
+from revln.db.webhooks.secrets import WebhookSecret, rotate_secret, show_secrets
 from revln.errors import FetchRefused
 from revln.fetch import postable
 from revln.jobs.schemas import Strict
@@ -131,7 +131,7 @@ def enable(body: UrlBody, state: State, caller: Who) -> dict[str, Any]:
     responses={200: {"model": SecretsAnswer}},
 )
 def read_secret(state: State, caller: Admin) -> dict[str, Any]:
-    return _secrets_view(webhook_secrets(state.db, caller.tenant))
+    return _secrets_view(show_secrets(state.db, caller))
 
 
 @router.post(

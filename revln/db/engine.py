@@ -7,6 +7,7 @@ would fail with "database is locked" at once, whatever the busy timeout is.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
@@ -20,7 +21,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from revln.db.url import parse_database_url
 from revln.db.write_turns import WriteTurns
-from revln.errors import Unavailable
+from revln.errors import TooCostly, Unavailable
 
 __all__ = ["Database", "db_now"]
 
@@ -43,6 +44,8 @@ _POSTGRESQL = {
 # driver's word for "send no BEGIN of your own".
 _SESSIONLESS = {"prepare_threshold": None, "autocommit": True}
 _OTHER_TABLES = ("42P01", "42703")  # no such table, no such column
+_CANCELED = "57014"  # what PostgreSQL says of a statement that ran into its timeout
+_PROGRESS_STEPS = 10_000  # of SQLite's machine between two looks at the clock: well under a millisecond
 _WRITE = "revln_write"
 
 
@@ -93,13 +96,16 @@ class Database:
             event.listen(self.engine, "begin", _begin_postgresql)
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
-        """A transaction that only reads.
+    def read(self, limit_s: float | None = None) -> Iterator[Connection]:
+        """A transaction that only reads; with ``limit_s`` the database stops what takes longer.
+
+        On SQLite that is the transaction, on PostgreSQL each of its statements.
 
         Raises:
+            TooCostly: it took longer.
             Unavailable: the database does not answer.
         """
-        with self._transaction({}) as connection:
+        with self._transaction({}) as connection, _within(connection, limit_s):
             yield connection
 
     @contextmanager
@@ -138,7 +144,7 @@ class Database:
         except (OperationalError, InterfaceError, PoolTimeout) as err:
             raise _unavailable(err) from err
         except DBAPIError as err:
-            if getattr(err.orig, "sqlstate", None) in _OTHER_TABLES:
+            if _state(err) in _OTHER_TABLES:
                 raise _other_tables(err) from err
             if not err.connection_invalidated:
                 raise
@@ -146,6 +152,36 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+@contextmanager
+def _within(connection: Connection, limit_s: float | None) -> Iterator[None]:
+    """Have the database itself stop what runs for longer: nothing of ours runs while a statement does."""
+    if limit_s is None:
+        yield
+        return
+    raw: Any = connection.connection.driver_connection
+    if connection.dialect.name == "sqlite":
+        end = time.monotonic() + limit_s
+        raw.set_progress_handler(lambda: time.monotonic() > end, _PROGRESS_STEPS)
+    else:
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(int(limit_s * 1000), 1)}")
+    try:
+        yield
+    except OperationalError as err:
+        if getattr(err.orig, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT or _state(err) == _CANCELED:
+            raise TooCostly(
+                f"The database took longer than the {limit_s:g} s that it is given for this. Ask for less: a filter of "
+                "fewer conditions, or over shorter metadata."
+            ) from err
+        raise
+    finally:
+        if connection.dialect.name == "sqlite":
+            raw.set_progress_handler(None, 0)
+
+
+def _state(err: DBAPIError) -> str | None:
+    return getattr(err.orig, "sqlstate", None)
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _: Any) -> None:

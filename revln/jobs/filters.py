@@ -35,6 +35,7 @@ __all__ = [
     "Not",
     "Operator",
     "Scalar",
+    "count_conditions",
     "matches",
     "parse_filter",
 ]
@@ -99,6 +100,17 @@ class Not:
 
 
 Filter = Condition | AllOf | AnyOf | Not
+
+
+def count_conditions(wanted: Filter) -> int:
+    """Return how many tests an item is put to at most."""
+    match wanted:
+        case AllOf(parts) | AnyOf(parts):
+            return sum(map(count_conditions, parts))
+        case Not(part):
+            return count_conditions(part)
+        case Condition():
+            return 1
 
 
 # --- reading ------------------------------------------------------------------------------------------------------

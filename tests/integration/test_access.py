@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Iterator
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +19,8 @@ from revln.db.jobs.submit import NewJob, submit_job
 from tests.conftest import DATABASES, fresh_database
 from tests.inline import InlineStack, inline_stack
 from tests.integration.test_http_contract import problem
-from tests.stack import wait_until
+from tests.pictures import png
+from tests.stack import DEADLINE_S, wait_until
 from tests.tenants import BOOTSTRAP, client_of, make_key
 from tests.word_model import WordCatalog
 
@@ -142,6 +145,81 @@ def test_rotation_leaves_both_keys_alive_for_a_while(house: InlineStack) -> None
     wait_until(lambda: get(house, new["key"]).status_code == 401, 10, "the end of the overlap")
     assert get(house, last["key"]).status_code == 200
     problem(post(house, BOOTSTRAP, f"/v1/keys/{new['id']}/rotate", json={}), 409, "conflict")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/jobs", json.dumps(TEXT).encode()),
+        ("/v1/manifests", b'{"text": "a dog"}\n'),
+        ("/v1/images", png(seed=77)),
+        ("/v1/jobs", json.dumps({"kind": "embed", "input": {"items": [{"image": {
+            "base64": base64.b64encode(png(seed=78)).decode()}}]}}).encode()),
+    ],
+    ids=["a job", "a manifest", "a picture", "a job with a picture"],
+)  # fmt: skip
+def test_a_body_whose_key_is_revoked_while_it_comes_is_not_accepted(house: InlineStack, path: str, body: bytes) -> None:
+    key = make_key(house, "zoo", "submit", "read")
+    seen = Event()
+
+    def pieces() -> Iterator[bytes]:
+        yield body[:5]
+        assert seen.wait(DEADLINE_S)
+        yield body[5:]
+
+    def revoke() -> None:
+        # The API has looked at the key once its body is being read, and would take it for two seconds more.
+        wait_until(lambda: key["id"] in house.api_state.keys._known, what="the key's look-up")
+        with client_of(house, BOOTSTRAP) as http:
+            assert http.delete(f"/v1/keys/{key['id']}").status_code == 200
+        seen.set()
+
+    thread = Thread(target=revoke)
+    thread.start()
+    headers = {"Content-Type": "application/json"} if path == "/v1/jobs" else {}
+    with client_of(house, key["key"]) as http:
+        answer = http.post(path, content=pieces(), headers=headers)
+    thread.join()
+    assert "while the request was on its way" in problem(answer, 401, "unauthorized").detail
+
+
+def test_a_limited_admin_makes_no_key_that_may_more_or_outlives_it(house: InlineStack) -> None:
+    limits = {"max_queued_items": 10, "max_queued_bytes": 1_000, "requests_per_s": 5.0}
+    admin = make_key(house, "park", "admin", expires_s=3600, **limits)
+    strong = make_key(house, "park", "submit")
+    body = {"name": "x", "scopes": ["submit"]}
+    for more in ({}, {"expires_s": 7200}):
+        made = post(house, admin["key"], "/v1/keys", json=body | more).json()
+        assert {name: made[name] for name in limits} == limits
+        assert made["expires_at"] == admin["expires_at"]
+    less = post(house, admin["key"], "/v1/keys", json=body | {"max_queued_items": 9, "expires_s": 60}).json()
+    assert less["max_queued_items"] == 9
+    assert less["expires_at"] < admin["expires_at"]
+    for name, most in limits.items():
+        refused = post(house, admin["key"], "/v1/keys", json=body | {name: most + 1})
+        assert f"{name}={most + 1:g}" in problem(refused, 403, "forbidden").detail
+    # Nor does it get the successor of one.
+    made = post(house, admin["key"], f"/v1/keys/{strong['id']}/rotate", json={}).json()
+    assert {name: made[name] for name in limits} == limits
+    assert made["expires_at"] == admin["expires_at"]
+
+
+def test_a_key_that_may_not_read_learns_nothing_of_a_collection_by_making_it_again(house: InlineStack) -> None:
+    keys = {scope: make_key(house, "kiosk", scope)["key"] for scope in ("submit", "admin")}
+    made = {"dim": 3, "metadata": {"secret": "plan"}}
+    with client_of(house, keys["admin"]) as http:
+        assert http.put("/v1/collections/c", json=made).status_code == 201
+        assert http.put("/v1/collections/c", json={"dim": 3}).json()["metadata"] == made["metadata"]
+    with client_of(house, keys["submit"]) as http:
+        again = http.put("/v1/collections/c", json={"dim": 3})
+        assert (again.status_code, again.content) == (204, b"")
+
+
+def test_who_has_seen_the_webhook_secret_is_written(house: InlineStack) -> None:
+    admin = make_key(house, "post", "admin")
+    assert get(house, admin["key"], "/v1/webhooks/secret").status_code == 200
+    (told,) = get(house, admin["key"], "/v1/audit", params={"action": "webhook.reveal"}).json()["entries"]
+    assert (told["who"], told["what"]) == (admin["id"], "secret")
 
 
 def test_reading_with_a_key_writes_nothing(house: InlineStack) -> None:

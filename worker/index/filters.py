@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from revln.db.collections.collections import matching_seqs
+from revln.db.collections.matching import matching_seqs
 from revln.db.engine import Database
-from revln.jobs.filters import parse_filter
+from revln.jobs.filters import Filter, parse_filter
 
 __all__ = ["Allowed", "FilterCache"]
 
@@ -44,22 +45,35 @@ class FilterCache:
         self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
         self._lock = Lock()
 
-    def allowed(self, collection_id: str, filter_json: dict[str, Any], at_least: int) -> Allowed:
-        """The rows that pass, of the log up to row ``at_least`` or further."""
+    def allowed(
+        self, collection_id: str, filter_json: dict[str, Any], at_least: int, between: Callable[[], None]
+    ) -> Allowed:
+        """Return the rows that pass, of the log up to row ``at_least`` or further.
+
+        What was found is kept also if looking for the rest fails. ``between``: as of `matching_seqs`. Raises TooCostly.
+        """
         # By the JSON and not by what was read from it: in Python, true and 1 are one key.
         key = (collection_id, json.dumps(filter_json, sort_keys=True))
         with self._lock:
             entry = self._entries.setdefault(key, _Entry())
             self._entries.move_to_end(key)
         with entry.lock:
-            known = entry.allowed
-            if known.seq < at_least:
-                with self._db.read() as connection:
-                    more, seq = matching_seqs(connection, collection_id, parse_filter(filter_json), known.seq)
-                entry.allowed = Allowed(np.concatenate([known.seqs, more]) if len(more) else known.seqs, seq)
+            self._catch_up(entry, collection_id, parse_filter(filter_json), at_least, between)
             found = entry.allowed
         self._shrink(key)
         return found
+
+    def _catch_up(
+        self, entry: _Entry, collection_id: str, wanted: Filter, at_least: int, between: Callable[[], None]
+    ) -> None:
+        known, parts, seq = entry.allowed, [entry.allowed.seqs], entry.allowed.seq
+        try:
+            for found, to_seq in matching_seqs(self._db, collection_id, wanted, known.seq, at_least, between):
+                parts.append(found)
+                seq = to_seq
+        finally:
+            if seq > known.seq:
+                entry.allowed = Allowed(np.concatenate(parts), seq)
 
     def _shrink(self, used: tuple[str, str]) -> None:
         with self._lock:

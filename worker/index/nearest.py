@@ -91,7 +91,7 @@ def _search(
     if filter_json is None:
         return index.search(queries, reach), index.seq
     for _ in range(_TRIES):
-        allowed = context.runtime.filters.allowed(collection.id, filter_json, index.seq)
+        allowed = context.runtime.filters.allowed(collection.id, filter_json, index.seq, context.lease.keep_waiting)
         found = index.search(queries, reach, allowed=allowed.seqs)
         # Another thread may have brought in rows that the filter has not seen, and with them made void what it has.
         if index.seq <= allowed.seq:

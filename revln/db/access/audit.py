@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, or_, select
 
 from revln.access import Caller
 from revln.db import tables
 from revln.db.engine import db_now
 from revln.db.rows import columns_of, row_to
+from revln.errors import Unauthorized
 
-__all__ = ["AuditEntry", "list_audit", "record"]
+__all__ = ["AuditEntry", "check_key", "list_audit", "record"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,12 @@ _COLUMNS = columns_of(tables.audit, AuditEntry)
 
 
 def record(connection: Connection, by: Caller, action: str, what: str, tenant: str | None = None) -> None:
-    """``tenant``: whose the thing is, where that is not the caller's own."""
+    """Write that the caller did this; ``tenant``: whose the thing is, where that is not the caller's own.
+
+    Raises:
+        Unauthorized: as `check_key`. So nothing that is recorded is done for a key that has ended.
+    """
+    check_key(connection, by.key_id)
     connection.execute(
         insert(tables.audit).values(
             created_at=db_now(),
@@ -43,6 +49,19 @@ def record(connection: Connection, by: Caller, action: str, what: str, tenant: s
             address=by.address,
         )
     )
+
+
+def check_key(connection: Connection, key_id: str | None) -> None:
+    """Check in a transaction that writes that the key it writes for has not ended meanwhile.
+
+    A body may be hours on its way, and its key was looked at before the first byte was read. Raises Unauthorized.
+    """
+    if key_id is None:
+        return
+    keys = tables.api_keys.c
+    ended = or_(keys.revoked_at.is_not(None), keys.expires_at <= db_now())
+    if connection.scalar(select(keys.id).where(keys.id == key_id, ended)) is not None:
+        raise Unauthorized(f"Key {key_id} was revoked or has expired while the request was on its way.")
 
 
 def list_audit(

@@ -13,7 +13,7 @@ from revln.db import tables
 from revln.db.access.audit import record
 from revln.db.engine import Database, db_now
 from revln.db.upsert import insert_or_ignore
-from revln.errors import Conflict, NotFound
+from revln.errors import Conflict, Forbidden, NotFound
 
 __all__ = [
     "ApiKey",
@@ -88,9 +88,16 @@ def create_key(
     expires_s: float | None = None,
     quotas: KeyQuotas = KeyQuotas(),
 ) -> tuple[ApiKey, str]:
-    """Make a key, and the tenant if it is new; the key, and its text with the secret, which nobody sees again."""
+    """Make a key, and the tenant if it is new; the key, and its text with the secret, which nobody sees again.
+
+    A key has at most the quotas of the key that makes it, and ends when that does, if not before.
+
+    Raises:
+        Forbidden: more is asked for.
+    """
     with db.write() as connection:
-        made, text = _insert(connection, tenant, name, scopes, expires_s, quotas)
+        quotas, until = _within_maker(connection, by, quotas)
+        made, text = _insert(connection, tenant, name, scopes, expires_s, quotas, until)
         record(connection, by, "key.create", f"{made.id} ({', '.join(sorted(scopes))})", tenant)
     return made, text
 
@@ -102,7 +109,9 @@ def _insert(
     scopes: Collection[Scope],
     expires_s: float | None,
     quotas: KeyQuotas,
+    until: float | None,
 ) -> tuple[ApiKey, str]:
+    """``until``: when it ends at the latest, in seconds since 1970."""
     key_id, secret = new_key_id(), new_secret()
     now = connection.scalar(select(db_now()))
     assert now is not None
@@ -115,7 +124,7 @@ def _insert(
             sha256=hash_secret(secret),
             scopes=sorted(scopes),
             created_at=now,
-            expires_at=now + expires_s if expires_s is not None else None,
+            expires_at=min((at for at in (until, expires_s and now + expires_s) if at is not None), default=None),
             max_queued_items=quotas.max_queued_items,
             max_queued_bytes=quotas.max_queued_bytes,
             requests_per_s=quotas.requests_per_s,
@@ -123,6 +132,20 @@ def _insert(
     )
     row = connection.execute(select(*_COLUMNS).where(_C.id == key_id)).one()
     return _key(row._mapping), format_key(key_id, secret)
+
+
+def _within_maker(connection: Connection, by: Caller, asked: KeyQuotas) -> tuple[KeyQuotas, float | None]:
+    """What of ``asked`` the maker can give: its own where nothing is named; and its own end."""
+    maker = find_key(connection, by.key_id) if by.key_id is not None else None
+    if maker is None:
+        return asked, None
+    given = {}
+    for field in fields(KeyQuotas):
+        own, wanted = getattr(maker[0], field.name), getattr(asked, field.name)
+        if own is not None and wanted is not None and wanted > own:
+            raise Forbidden(f"{field.name}={wanted:g} is asked for; key {by.key_id} has {own:g} itself. Ask for less.")
+        given[field.name] = own if wanted is None else wanted
+    return KeyQuotas(**given), maker[0].expires_at
 
 
 def find_key(connection: Connection, key_id: str) -> tuple[ApiKey, str] | None:
@@ -167,9 +190,10 @@ def revoke_key(db: Database, by: Caller, key_id: str, tenant: str | None) -> Api
 def rotate_key(db: Database, by: Caller, key_id: str, tenant: str | None, overlap_s: float) -> tuple[ApiKey, str]:
     """A new key that may do what the old one may, which ends in ``overlap_s`` seconds if not before.
 
-    The new one lasts as long from now on as the old one was made to last.
+    The new one lasts as long from now on as the old one was made to last, but no longer than the caller's own key.
 
     Raises:
+        Forbidden: the old one has larger quotas than the caller's own key, which would get its successor.
         NotFound: there is no such key.
         Conflict: it has ended, and what nobody uses any more needs no successor.
     """
@@ -179,7 +203,8 @@ def rotate_key(db: Database, by: Caller, key_id: str, tenant: str | None, overla
             raise Conflict(f"Key {key_id} was revoked or has expired; make a new one.")
         lasts_s = old.expires_at - old.created_at if old.expires_at is not None else None
         quotas = KeyQuotas(old.max_queued_items, old.max_queued_bytes, old.requests_per_s)
-        made, text = _insert(connection, old.tenant, old.name, old.scopes, lasts_s, quotas)
+        quotas, until = _within_maker(connection, by, quotas)
+        made, text = _insert(connection, old.tenant, old.name, old.scopes, lasts_s, quotas, until)
         ends_at = made.created_at + overlap_s
         if old.expires_at is None or ends_at < old.expires_at:
             connection.execute(update(_TABLE).where(_C.id == key_id).values(expires_at=ends_at))

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import IntegrityError
 from uuid_utils.compat import uuid7
@@ -34,7 +32,6 @@ __all__ = [
     "list_collections",
     "list_items",
     "live_seqs",
-    "matching_seqs",
     "rows_by_seq",
 ]
 
@@ -177,31 +174,6 @@ def rows_by_seq(connection: Connection, collection_id: str, seqs: Sequence[int])
         query = by_keys(connection, shown, columns.collection_id == collection_id, columns.seq, part)
         found.update({row.seq: dict(row._mapping) for row in connection.execute(query)})
     return found
-
-
-def matching_seqs(
-    connection: Connection, collection_id: str, wanted: Filter, after_seq: int
-) -> tuple[NDArray[np.int64], int]:
-    """The rows past ``after_seq`` whose metadata passes, in order, void ones included; and the last row looked at.
-
-    What a live row says never changes, so whoever keeps the answer need only ask for the rows that came since.
-    """
-    columns = tables.vectors.c
-    head = connection.scalar(select(tables.collections.c.head_seq).where(tables.collections.c.id == collection_id))
-    if head is None:
-        return np.empty(0, dtype=np.int64), after_seq
-    query = (
-        select(columns.seq)
-        .where(
-            columns.collection_id == collection_id,
-            columns.seq > after_seq,
-            columns.seq <= head,
-            columns.op == "upsert",
-            filter_clause(wanted, columns.metadata, connection),
-        )
-        .order_by(columns.seq)
-    )
-    return np.fromiter(connection.execution_options(yield_per=10_000).scalars(query), dtype=np.int64), int(head)
 
 
 def item_vectors(connection: Connection, collection_id: str, item_ids: Sequence[str]) -> dict[str, bytes]:

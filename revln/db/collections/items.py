@@ -1,33 +1,31 @@
-"""The live items of a collection, read and changed a stretch of its log at a time."""
+"""The live items of a collection, found by their rows of the log and changed."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Select, select
 
 from revln.db import tables
-from revln.db.collections.filters import filter_clause
 from revln.db.collections.log import LogEntry, append_log
 from revln.db.collections.order import begin_filter_delete, keep_tombstones, position_of
 from revln.errors import NotFound
-from revln.jobs.filters import Filter
 
 __all__ = ["Deleted", "begin_delete", "delete_matching"]
 
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """``last_seq``: how far the log was looked at; ``seq``: the last row that was appended, None if none was."""
+    """``seq``: the last row that was appended, None if none was."""
 
     deleted: int
-    last_seq: int
     seq: int | None
 
 
-def _live(collection_id: str, after_seq: int, up_to_seq: int) -> Select[Any]:
-    """Rows of the log that are an item's newest, in the log's order."""
+def _live(collection_id: str, seqs: Collection[int]) -> Select[Any]:
+    """Those of the rows of the log that are an item's newest, in the log's order."""
     vectors, items = tables.vectors.c, tables.items.c
     return (
         select(vectors.seq, vectors.item_id, items.position)
@@ -37,7 +35,7 @@ def _live(collection_id: str, after_seq: int, up_to_seq: int) -> Select[Any]:
             & (items.item_id == vectors.item_id)
             & (items.seq == vectors.seq),
         )
-        .where(vectors.collection_id == collection_id, vectors.seq > after_seq, vectors.seq <= up_to_seq)
+        .where(vectors.collection_id == collection_id, vectors.seq.in_(seqs))
         .order_by(vectors.seq)
     )
 
@@ -53,31 +51,25 @@ def begin_delete(connection: Connection, collection_id: str, accepted: int | Non
 
 
 def delete_matching(
-    connection: Connection,
-    collection_id: str,
-    wanted: Filter,
-    after_seq: int,
-    up_to_seq: int,
-    limit: int,
-    accepted: int | None = None,
+    connection: Connection, collection_id: str, seqs: Collection[int], accepted: int | None = None
 ) -> Deleted:
-    """Delete the next ``limit`` items whose newest row lies in this stretch of the log and passes.
+    """Delete the items whose newest rows are among these, a few thousand, which passed a filter.
 
-    With ``accepted``, what jobs wrote that were accepted later stays.
+    A row's metadata never changes, so what passed outside this transaction passes still. With ``accepted``, what jobs
+    wrote that were accepted later stays.
 
     Raises:
         NotFound: the collection was deleted meanwhile.
     """
     # Locked before it is read: what is replaced in between must not be deleted for what it was.
     _lock(connection, collection_id)
-    query = _live(collection_id, after_seq, up_to_seq).limit(limit)
+    query = _live(collection_id, seqs)
     if accepted is not None:
         query = query.where(tables.items.c.position < position_of(accepted))
-    rows = connection.execute(query.where(filter_clause(wanted, tables.vectors.c.metadata, connection))).all()
-    seqs = append_log(connection, collection_id, [LogEntry("delete", row.item_id) for row in rows])
+    rows = connection.execute(query).all()
+    appended = append_log(connection, collection_id, [LogEntry("delete", row.item_id) for row in rows])
     keep_tombstones(connection, collection_id, {row.item_id: row.position for row in rows}, if_needed=True)
-    last = rows[-1].seq if len(rows) == limit else up_to_seq
-    return Deleted(len(rows), last, seqs[-1] if seqs else None)
+    return Deleted(len(rows), appended[-1] if appended else None)
 
 
 def _lock(connection: Connection, collection_id: str) -> int:

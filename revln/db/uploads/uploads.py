@@ -9,6 +9,7 @@ from sqlalchemy import Connection, func, select, update
 
 from revln.access import DEFAULT_TENANT
 from revln.db import bulk, tables
+from revln.db.access.audit import check_key
 from revln.db.engine import Database, db_now
 from revln.db.upsert import insert_or_ignore
 
@@ -43,14 +44,20 @@ def lock_uploads(connection: Connection, *, alone: bool = False) -> None:
         connection.execute(select(lock(_LOCK)))
 
 
-def add_uploads(db: Database, tenant: str, kind: UploadKind, sizes: Mapping[str, int]) -> set[str]:
+def add_uploads(
+    db: Database, tenant: str, kind: UploadKind, sizes: Mapping[str, int], key_id: str | None = None
+) -> set[str]:
     """Give a tenant blobs by their SHA-256, each with its size in bytes; those that are new to it.
 
     Before their bytes are put: once this has returned, nobody takes these away for nobody's.
+
+    Raises:
+        Unauthorized: the key that they came with has ended.
     """
     if not sizes:
         return set()
     with db.write() as connection:
+        check_key(connection, key_id)
         lock_uploads(connection)
         known = set(_ages(connection, tenant, kind, sizes))
         now = connection.scalar(select(db_now()))

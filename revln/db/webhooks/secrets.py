@@ -20,7 +20,7 @@ from revln.db.access import audit
 from revln.db.engine import Database, db_now
 from revln.errors import Conflict
 
-__all__ = ["WebhookSecret", "rotate_secret", "webhook_secrets"]
+__all__ = ["WebhookSecret", "rotate_secret", "show_secrets", "webhook_secrets"]
 
 _PREFIX = "whsec_"
 _BYTES = 32  # the specification wants 24 to 64
@@ -47,6 +47,14 @@ def webhook_secrets(db: Database, tenant: str) -> list[WebhookSecret]:
             _put(connection, tenant, number, _random_secret())
     with db.read() as connection:
         return _valid(connection, tenant)
+
+
+def show_secrets(db: Database, by: Caller) -> list[WebhookSecret]:
+    """The caller's, to be seen: whoever has them can sign in our name, so that is recorded."""
+    found = webhook_secrets(db, by.tenant)
+    with db.write() as connection:
+        audit.record(connection, by, "webhook.reveal", "secret")
+    return found
 
 
 def rotate_secret(db: Database, by: Caller, secret: str | None, overlap_s: float) -> list[WebhookSecret]:

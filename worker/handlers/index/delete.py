@@ -7,6 +7,7 @@ from typing import Any
 from revln.db.collections.collections import Collection
 from revln.db.collections.items import begin_delete, delete_matching
 from revln.db.collections.log import LogEntry
+from revln.db.collections.matching import matching_seqs
 from revln.db.collections.order import position_of
 from revln.db.jobs.chunks import hold_chunk
 from revln.jobs.filters import Filter, parse_filter
@@ -35,17 +36,16 @@ def run_delete(context: Context[DeleteParameters]) -> Done:
 
 def _by_filter(context: Context[Any], collection: Collection, wanted: Filter) -> Done:
     """What passes and was there when the chunk began. Run again after a crash, it goes on with what is left."""
-    accepted = context.job.accepted
-    with context.runtime.db.write() as connection:
+    db, accepted, deleted, seq = context.runtime.db, context.job.accepted, 0, 0
+    with db.write() as connection:
         hold_chunk(connection, context.claim)
         head_seq = begin_delete(connection, collection.id, accepted, context.parameters.filter)
-    deleted = after = seq = 0
-    while after < head_seq:
-        context.lease.check()
-        with context.runtime.db.write() as connection:
-            # In the same transaction: a worker that was taken for dead must not delete what has come since.
-            hold_chunk(connection, context.claim)
-            step = delete_matching(connection, collection.id, wanted, after, head_seq, _TOGETHER, accepted)
-        deleted, after, seq = deleted + step.deleted, step.last_seq, step.seq or seq
-        context.lease.progress()
+    for found, _ in matching_seqs(db, collection.id, wanted, 0, head_seq, context.lease.keep_waiting):
+        for start in range(0, len(found), _TOGETHER):
+            context.lease.keep_waiting()
+            with db.write() as connection:
+                # In the same transaction: a worker that was taken for dead must not delete what has come since.
+                hold_chunk(connection, context.claim)
+                step = delete_matching(connection, collection.id, found[start : start + _TOGETHER].tolist(), accepted)
+            deleted, seq = deleted + step.deleted, step.seq or seq
     return Done([Outcome(todo.index, fields={"deleted": deleted, "seq": seq}) for todo in context.todo])

@@ -62,7 +62,8 @@ def _rows(
     rows = rows[rows <= seq]
     if context.parameters.filter is None:
         return rows
-    allowed = context.runtime.filters.allowed(collection.id, context.parameters.filter, seq)
+    wanted = context.parameters.filter
+    allowed = context.runtime.filters.allowed(collection.id, wanted, seq, lambda: _step(context))
     return np.intersect1d(rows, allowed.seqs, assume_unique=True)
 
 
