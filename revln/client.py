@@ -13,28 +13,24 @@ from __future__ import annotations
 
 import json
 import mimetypes
-import random
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
-from urllib.parse import quote, urlsplit
-
-import httpx
+from typing import IO, Any, Literal, Self
 
 from revln import errors
-from revln.client_wire import Event, error_of, list_of, retry_after_s, sse_events
+from revln.client_transport import FIRST_PAUSE_S, Transport, path_of
+from revln.client_wire import Event, NotDoneInTime, error_of, list_of, sse_events
 
 __all__ = ["Event", "Job", "RevlnClient"]
 
 Job = dict[str, Any]
 
-BUSY = frozenset({429, 502, 503, 504})
-FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 10.0
+_SPOOLED_BYTES = 2**25  # of a manifest in memory; more is in a file
+_BLOCK_BYTES = 2**20
 LONG_POLL_S = 20.0  # under the idle timeouts of common proxies
-ANSWER_MARGIN_S = 30.0  # a server that holds a call for N seconds is given N and this
 
 
 class RevlnClient:
@@ -43,25 +39,24 @@ class RevlnClient:
     Args:
         url: where the API listens.
         api_key: sent as a bearer token.
-        retry_for_s: how long a failing connection or a busy server is tried again, for one call.
+        retry_for_s: how long a failing connection or a busy server is tried again, for one call. A connection that is
+            refused before anybody has answered is not.
+        as_asked: what a busy server asks to wait is waited, however long, and does not count towards ``retry_for_s``.
+        on_wait: told of each wait that the server asked for: seconds, and the error.
     """
 
-    def __init__(self, url: str, api_key: str | None = None, *, retry_for_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None = None,
+        *,
+        retry_for_s: float = 60.0,
+        as_asked: bool = False,
+        on_wait: Callable[[float, errors.RevlnError], object] | None = None,
+    ) -> None:
         self.url = url.rstrip("/")
-        self._retry_for_s = retry_for_s
-        # A proxy named in the environment cannot reach our own machine.
-        try:
-            local = urlsplit(self.url).hostname in ("127.0.0.1", "::1", "localhost")
-            self._http = httpx.Client(
-                base_url=self.url,
-                headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-                timeout=httpx.Timeout(ANSWER_MARGIN_S, connect=5.0),
-                trust_env=not local,
-            )
-        except (ValueError, httpx.InvalidURL) as error:  # the URL, the key, or a proxy that the environment names
-            raise errors.SettingsError(
-                f"{self.url!r}, or a proxy of the environment, cannot be used: {error}"
-            ) from None
+        self._transport = Transport(self.url, api_key, retry_for_s=retry_for_s, as_asked=as_asked, on_wait=on_wait)
+        self._json, self._send = self._transport.json, self._transport.send
 
     def __enter__(self) -> Self:
         return self
@@ -70,7 +65,7 @@ class RevlnClient:
         self.close()
 
     def close(self) -> None:
-        self._http.close()
+        self._transport.close()
 
     # Jobs
 
@@ -91,18 +86,18 @@ class RevlnClient:
         if wait_s:
             headers["Prefer"] = f"wait={wait_s:g}"
         body = {"kind": kind, "input": input, **{name: value for name, value in options.items() if value is not None}}
-        return self._json("POST", "/v1/jobs", json=body, headers=headers, held_s=wait_s)
+        return self._json("POST", "/v1/jobs", body=body, headers=headers, held_s=wait_s)
 
     def job(self, job_id: str, *, wait_s: float = 0.0) -> Job:
         """The job as it is now, or as it is after ``wait_s`` seconds or a change, whichever comes first."""
         params = {"wait": f"{wait_s:g}"} if wait_s else None
-        return self._json("GET", f"/v1/jobs/{quote(job_id)}", params=params, held_s=wait_s)
+        return self._json("GET", path_of("jobs", job_id), params=params, held_s=wait_s)
 
     def wait(self, job_id: str, timeout_s: float | None = None, on_update: Callable[[Job], None] | None = None) -> Job:
         """Long-poll until the job is done, whichever way it ended.
 
         Raises:
-            TimeoutError: it was not done within ``timeout_s``.
+            NotDoneInTime: a TimeoutError; it was not done within ``timeout_s``, and goes on.
         """
         deadline = time.monotonic() + timeout_s if timeout_s is not None else None
         while True:
@@ -113,7 +108,7 @@ class RevlnClient:
             if job["done"]:
                 return job
             if deadline is not None and time.monotonic() >= deadline:
-                raise TimeoutError(f"job {job_id} is still {job['status']} after {timeout_s:g} s")
+                raise NotDoneInTime(f"job {job_id} is still {job['status']} after {timeout_s:g} s; it goes on")
 
     def jobs(self, **filters: Any) -> Iterator[Job]:
         """Newest first, over all pages. Filters: status, kind, collection, tag, dead, created_after, limit."""
@@ -121,7 +116,7 @@ class RevlnClient:
 
     def chunks(self, job_id: str, **filters: Any) -> Iterator[dict[str, Any]]:
         """A job's chunks, over all pages: tries, crashes, errors. Filters: state, limit (of a page)."""
-        yield from self._pages(f"/v1/jobs/{quote(job_id)}/chunks", "chunks", filters)
+        yield from self._pages(path_of("jobs", job_id, "chunks"), "chunks", filters)
 
     def _pages(self, path: str, name: str, filters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         params = {key: value for key, value in filters.items() if value is not None}
@@ -147,7 +142,7 @@ class RevlnClient:
         offset = 0
         while True:
             params = {"offset": offset, "limit": page_items}
-            page = self._json("GET", f"/v1/jobs/{quote(job_id)}/result", params=params)
+            page = self._json("GET", path_of("jobs", job_id, "result"), params=params)
             count = len(page[list_of(page)])
             if count or not offset:
                 yield page
@@ -160,39 +155,42 @@ class RevlnClient:
         started = time.monotonic()
         while True:
             headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_event_id} if last_event_id else {})
-            path = f"/v1/jobs/{quote(job_id)}/events"
+            path = path_of("jobs", job_id, "events")
             try:
-                with self._http.stream("GET", path, headers=headers) as answer:
-                    if answer.is_error:
+                with (
+                    self._transport.translated(),
+                    self._transport.http.stream("GET", path, headers=headers) as answer,
+                ):
+                    if not answer.is_success:
                         answer.read()
                         raise error_of(answer)
                     for event in sse_events(answer.iter_lines()):
                         last_event_id, started = event.id or last_event_id, time.monotonic()
                         yield event
                 return  # the server closes the stream after the last event of a job that is done
-            except httpx.TransportError as error:
-                if time.monotonic() - started > self._retry_for_s:
-                    raise errors.Unavailable(f"{self.url} does not answer: {error}") from error
-                time.sleep(FIRST_PAUSE_S)
+            except errors.Unavailable:
+                if time.monotonic() - started > self._transport.retry_for_s:
+                    raise
+                self._transport.pause(FIRST_PAUSE_S)
 
     def cancel(self, job_id: str) -> Job:
-        return self._json("POST", f"/v1/jobs/{quote(job_id)}/cancel")
+        return self._json("POST", path_of("jobs", job_id, "cancel"))
 
     def retry(self, job_id: str) -> Job:
         """Run again what failed of a job that is done."""
-        return self._json("POST", f"/v1/jobs/{quote(job_id)}/retry")
+        return self._json("POST", path_of("jobs", job_id, "retry"))
 
     def delete(self, job_id: str) -> None:
-        self._send("DELETE", f"/v1/jobs/{quote(job_id)}")
+        self._send("DELETE", path_of("jobs", job_id))
 
     # Webhooks
 
     def webhooks(self, job_id: str | None = None, **filters: Any) -> Iterator[dict[str, Any]]:
         """What was told, of one job or of all, newest first, over all pages. Filters: state (of all), limit."""
-        yield from self._pages(f"/v1/jobs/{quote(job_id)}/webhooks" if job_id else "/v1/webhooks", "webhooks", filters)
+        yield from self._pages(path_of("jobs", job_id, "webhooks") if job_id else "/v1/webhooks", "webhooks", filters)
 
     def webhook(self, webhook_id: str) -> dict[str, Any]:
-        return self._json("GET", f"/v1/webhooks/{quote(webhook_id)}")
+        return self._json("GET", path_of("webhooks", webhook_id))
 
     def replay_webhooks(
         self,
@@ -203,17 +201,17 @@ class RevlnClient:
         until: str | None = None,
     ) -> int:
         """Tell again what was not delivered, of one job or of all since then; or one event of a job. How many."""
-        path = f"/v1/jobs/{quote(job_id)}/webhooks/replay" if job_id else "/v1/webhooks/replay"
+        path = path_of("jobs", job_id, "webhooks", "replay") if job_id else "/v1/webhooks/replay"
         body = {"id": webhook_id} if job_id else {"since": since, "until": until}
-        return int(self._json("POST", path, json={name: at for name, at in body.items() if at is not None})["replayed"])
+        return int(self._json("POST", path, body={name: at for name, at in body.items() if at is not None})["replayed"])
 
     def test_webhook(self, url: str) -> dict[str, Any]:
         """Send a test; `webhook` of its id says what came of it."""
-        return self._json("POST", "/v1/webhooks/test", json={"url": url})
+        return self._json("POST", "/v1/webhooks/test", body={"url": url})
 
     def enable_webhook(self, url: str) -> None:
         """Let a URL that answered 410 be told again."""
-        self._send("POST", "/v1/webhooks/enable", json={"url": url})
+        self._json("POST", "/v1/webhooks/enable", body={"url": url})
 
     def webhook_secrets(self) -> list[dict[str, Any]]:
         """Those that sign now, the newest first."""
@@ -224,7 +222,7 @@ class RevlnClient:
         """Put another secret in place, a random one unless given; the former one signs beside it for the overlap."""
         given = {"secret": secret, "overlap_s": overlap_s}
         body = {name: value for name, value in given.items() if value is not None}
-        found: list[dict[str, Any]] = self._json("POST", "/v1/webhooks/secret/rotate", json=body)["secrets"]
+        found: list[dict[str, Any]] = self._json("POST", "/v1/webhooks/secret/rotate", body=body)["secrets"]
         return found
 
     # Pictures, collections, models
@@ -238,29 +236,30 @@ class RevlnClient:
 
     def delete_upload(self, sha256: str, kind: str = "image") -> None:
         """Delete an uploaded picture, or a ``manifest``. Raises for one that a job or an item needs."""
-        self._send("DELETE", f"/v1/{kind}s/{quote(sha256)}")
+        self._send("DELETE", path_of(f"{kind}s", sha256))
 
     def upload_manifest(self, lines: Iterable[bytes]) -> dict[str, Any]:
         """Store a JSON-lines file of items, streamed; the answer's ``sha256`` names it in a job's ``manifest``.
 
-        A stream cannot be sent a second time, so this is not repeated when the connection fails.
+        What can be gone through only once is kept in a temporary file, to be sent again if the connection fails.
         """
-        answer = self._http.post("/v1/manifests", content=iter(lines), headers={"Content-Type": "application/jsonl"})
-        if answer.is_error:
-            raise error_of(answer)
-        found: dict[str, Any] = answer.json()
-        return found
+        headers = {"Content-Type": "application/jsonl"}
+        if iter(lines) is not lines:
+            return self._json("POST", "/v1/manifests", stream=lambda: iter(lines), headers=headers)
+        with tempfile.SpooledTemporaryFile(_SPOOLED_BYTES) as kept:
+            kept.writelines(lines)
+            return self._json("POST", "/v1/manifests", stream=lambda: _blocks(kept), headers=headers)
 
     def thumbnail(self, sha256: str, width: int) -> bytes:
-        return self._send("GET", f"/v1/images/{quote(sha256)}", params={"width": width}).content
+        return self._send("GET", path_of("images", sha256), params={"width": width}).content
 
     def create_collection(self, name: str, model: str | None = None, *, dim: int | None = None) -> dict[str, Any]:
         """Make a collection of a model's vectors, or of your own of ``dim`` numbers; or find the one that is there."""
         body = {name: value for name, value in (("model", model), ("dim", dim)) if value is not None}
-        return self._json("PUT", f"/v1/collections/{quote(name)}", json=body)
+        return self._json("PUT", path_of("collections", name), body=body)
 
     def collection(self, name: str) -> dict[str, Any]:
-        return self._json("GET", f"/v1/collections/{quote(name)}")
+        return self._json("GET", path_of("collections", name))
 
     def item_pages(
         self, name: str, *, filter: Mapping[str, Any] | None = None, vectors: bool = False, page_items: int = 1000
@@ -270,7 +269,7 @@ class RevlnClient:
         if filter is not None:
             params["filter"] = json.dumps(filter)
         while True:
-            page = self._json("GET", f"/v1/collections/{quote(name)}/items", params=params)
+            page = self._json("GET", path_of("collections", name, "items"), params=params)
             yield page["items"]
             if not page["next_cursor"]:
                 return
@@ -288,67 +287,43 @@ class RevlnClient:
         return found
 
     def delete_collection(self, name: str) -> None:
-        self._send("DELETE", f"/v1/collections/{quote(name)}")
+        self._send("DELETE", path_of("collections", name))
 
     def generations(self, name: str) -> list[dict[str, Any]]:
         """The collection's vectors by each model that it has them of, the serving ones first."""
-        found: list[dict[str, Any]] = self._json("GET", f"/v1/collections/{quote(name)}/generations")["generations"]
+        found: list[dict[str, Any]] = self._json("GET", path_of("collections", name, "generations"))["generations"]
         return found
 
     def delete_generation(self, name: str, role: str) -> None:
-        self._send("DELETE", f"/v1/collections/{quote(name)}/generations/{quote(role)}")
+        self._send("DELETE", path_of("collections", name, "generations", role))
 
     def snapshots(self, name: str) -> list[dict[str, Any]]:
         """The built indexes of a collection that are kept, newest first."""
-        found: list[dict[str, Any]] = self._json("GET", f"/v1/collections/{quote(name)}/snapshots")["snapshots"]
+        found: list[dict[str, Any]] = self._json("GET", path_of("collections", name, "snapshots"))["snapshots"]
         return found
 
     def delete_snapshot(self, name: str, snapshot: str) -> None:
         """Delete one that is not searched."""
-        self._send("DELETE", f"/v1/collections/{quote(name)}/snapshots/{quote(snapshot)}")
+        self._send("DELETE", path_of("collections", name, "snapshots", snapshot))
 
     def rollback(self, name: str, snapshot: str | None = None) -> dict[str, Any]:
         """Search a given snapshot again, or the one before the current one."""
         body = {"snapshot": snapshot} if snapshot is not None else {}
-        return self._json("POST", f"/v1/collections/{quote(name)}/rollback", json=body)
+        return self._json("POST", path_of("collections", name, "rollback"), body=body)
 
     def models(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self._json("GET", "/v1/models")["models"]
         return found
 
     def model(self, name: str) -> dict[str, Any]:
-        return self._json("GET", f"/v1/models/{quote(name, safe='')}")
+        return self._json("GET", path_of("models", name))
 
     def order_model(self, name: str, wanted: Literal["load", "unload"]) -> dict[str, Any]:
         """Have every worker load a model or let go of it; the answer's ``order`` shows in `model` when it is done."""
-        return self._json("POST", f"/v1/models/{quote(name, safe='')}/{wanted}")
+        return self._json("POST", path_of("models", name, wanted))
 
-    # Underneath
 
-    def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
-        found: dict[str, Any] = self._send(method, path, **request).json()
-        return found
-
-    def _send(self, method: str, path: str, *, held_s: float = 0.0, **request: Any) -> httpx.Response:
-        timeout = httpx.Timeout(held_s + ANSWER_MARGIN_S, connect=5.0)
-        give_up_at = time.monotonic() + self._retry_for_s
-        pause_s = FIRST_PAUSE_S
-        while True:
-            try:
-                answer = self._http.request(method, path, timeout=timeout, **request)
-            except httpx.TransportError as error:
-                failure: errors.RevlnError = errors.Unavailable(f"{self.url} does not answer: {error}")
-                asked_s = 0.0
-            else:
-                if not answer.is_error:
-                    return answer
-                failure = error_of(answer)
-                if answer.status_code not in BUSY:
-                    raise failure
-                asked_s = retry_after_s(answer)
-            # Full jitter, so that clients that were refused together do not come back together.
-            wait_s = asked_s or random.uniform(pause_s / 2, pause_s)  # noqa: S311 - no secret
-            if time.monotonic() + wait_s > give_up_at:
-                raise failure
-            time.sleep(wait_s)
-            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    file.seek(0)
+    while block := file.read(_BLOCK_BYTES):
+        yield block

@@ -12,7 +12,7 @@ import httpx
 from revln import errors
 from revln.fetch import seconds_asked
 
-__all__ = ["ApiError", "Event", "error_of", "list_of", "retry_after_s", "sse_events"]
+__all__ = ["ApiError", "Event", "NotDoneInTime", "error_of", "list_of", "retry_after_s", "sse_events"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +33,24 @@ class ApiError(errors.RevlnError):
         self.remote_code = code
 
 
+class NotDoneInTime(errors.RevlnError, TimeoutError):
+    """A job that was waited for was not done in time. It goes on."""
+
+
 def error_of(answer: httpx.Response) -> errors.RevlnError:
     """The error of the house that a problem+json body names."""
     try:
         problem = answer.json()
         code, detail = str(problem.get("code", "")), str(problem.get("detail") or problem.get("title") or "")
-    except (ValueError, AttributeError):  # not ours: a proxy's page
-        problem, code, detail = {}, "", f"HTTP {answer.status_code} {answer.reason_phrase} from {answer.url}"
+        fields = tuple(errors.FieldError(str(e["detail"]), str(e["pointer"])) for e in problem.get("errors", []))
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):  # not ours: a proxy's page
+        code, detail, fields = "", "", ()
+    if not detail:
+        detail = f"HTTP {answer.status_code} {answer.reason_phrase} from {answer.url}"
+    if to := answer.headers.get("Location"):
+        detail += f", which leads to {to}. No redirect is followed, lest a key goes astray; give the right address"
     known = _classes(errors.RevlnError).get(code)
     if known is errors.ValidationFailed:
-        fields = tuple(errors.FieldError(str(e["detail"]), str(e["pointer"])) for e in problem.get("errors", []))
         return errors.ValidationFailed(detail, fields)
     return known(detail) if known else ApiError(detail, answer.status_code, code)
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
 import pytest
 
 from revln import errors
 from revln.client import RevlnClient
-from revln.client_wire import ApiError, Event, sse_events
+from revln.client_transport import Transport
+from revln.client_wire import ApiError, Event, NotDoneInTime, sse_events
 from revln.errors import SettingsError
 
 JOB = {"id": "j1", "kind": "embed", "status": "succeeded", "done": True, "counts": {"total": 1}}
@@ -113,7 +117,7 @@ def test_a_submission_whose_answer_was_lost_is_repeated_under_the_same_key(scrip
 
 def test_retry_after_is_honoured(script: Script, client: RevlnClient, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr("revln.client.time.sleep", slept.append)
+    monkeypatch.setattr(Transport, "pause", lambda _self, seconds: slept.append(seconds))
     script.will(429, {"code": "too_busy", "detail": "later"}, Retry_After="3")
     script.will(202, JOB)
     client.submit("embed", {"items": []})
@@ -129,10 +133,57 @@ def test_a_retry_after_beyond_our_patience_is_an_error_at_once(script: Script, c
 
 def test_a_server_that_is_not_there_is_unavailable(script: Script) -> None:
     with (
-        RevlnClient("http://127.0.0.1:1", retry_for_s=0.3) as client,
+        RevlnClient("http://127.0.0.1:1", retry_for_s=600) as client,  # which it does not take
         pytest.raises(errors.Unavailable, match=r":1 does"),
     ):
         client.models()
+
+
+def test_a_refused_connection_is_tried_again_once_somebody_has_answered(script: Script) -> None:
+    pauses: list[float] = []
+    with RevlnClient(script.url, retry_for_s=600) as client, pytest.MonkeyPatch.context() as patch:
+        script.will(200, {"models": []})
+        client.models()
+
+        def come_back(_self: Transport, seconds: float) -> None:
+            pauses.append(seconds)
+            patch.setattr(client._transport.http, "request", request)
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise httpx.ConnectError("Connection refused")
+
+        request = client._transport.http.request
+        patch.setattr(Transport, "pause", come_back)
+        patch.setattr(client._transport.http, "request", refuse)
+        script.will(200, {"models": []})
+        client.models()
+    assert len(pauses) == 1
+
+
+def test_what_a_server_asks_for_is_waited_however_often_if_so_wanted(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    told: list[float] = []
+    monkeypatch.setattr(Transport, "pause", lambda _self, seconds: slept.append(seconds))
+    with RevlnClient(script.url, retry_for_s=5, as_asked=True, on_wait=lambda wait_s, _: told.append(wait_s)) as client:
+        for _ in range(3):
+            script.will(429, {"code": "too_busy", "detail": "later"}, Retry_After="3600")
+        script.will(202, JOB)
+        client.submit("embed", {"items": []})
+    assert slept == told == [3600.0] * 3
+
+
+def test_closing_a_client_ends_what_another_thread_waits_for(script: Script) -> None:
+    waits = threading.Event()
+    client = RevlnClient(script.url, as_asked=True, on_wait=lambda *_: waits.set())
+    script.will(429, {"code": "too_busy", "detail": "later"}, Retry_After="3600")
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(client.models)
+        assert waits.wait(30)
+        client.close()
+        with pytest.raises(errors.Unavailable, match="closed"):
+            found.result(timeout=30)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +230,7 @@ def test_waiting_polls_until_the_job_is_done_and_shows_each_state(script: Script
 
 def test_waiting_too_long_is_a_timeout(script: Script, client: RevlnClient) -> None:
     script.will(200, JOB | {"status": "running", "done": False})
-    with pytest.raises(TimeoutError, match="j1 is still running after 0 s"):
+    with pytest.raises(NotDoneInTime, match="j1 is still running after 0 s"):
         client.wait("j1", timeout_s=0)
 
 
@@ -241,6 +292,57 @@ def test_every_error_code_of_the_house_is_known_to_the_client(script: Script, cl
         script.refuse(400, kind.code)
         with pytest.raises(kind):
             client.job("j1")
+
+
+def test_a_manifest_that_can_be_read_once_is_sent_again_when_the_connection_was_cut(
+    script: Script, client: RevlnClient
+) -> None:
+    script.will_hang_up()
+    script.will(201, {"sha256": "ab"}, Connection="close")
+    assert client.upload_manifest(iter([b"{}\n", b"[]\n"])) == {"sha256": "ab"}
+    assert len(script.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "says"),
+    [
+        (200, {"Content-Type": "text/html"}, b"<html>please log in</html>", "with text/html, not with the JSON"),
+        (200, {}, b"[" * 100_000, "not with the JSON"),
+        (200, {}, b'["a list"]', "not with the JSON"),
+        (200, {}, b'{"models": "\xff"}', "not with the JSON"),
+        (200, {}, b'{"mode1s": []}', "without 'models'"),
+        (200, {"Content-Encoding": "gzip"}, b"not gzip", "cannot be asked, or gave no answer"),
+        (308, {"Location": "https://example.org/v1/models"}, b"", "leads to https://example.org/v1/models"),
+        (403, {}, b'{"code": "validation_failed", "errors": [7]}', "HTTP 403"),
+    ],
+)
+def test_what_a_proxy_or_a_stranger_answers_is_one_error(
+    script: Script, client: RevlnClient, status: int, headers: dict[str, str], body: bytes, says: str
+) -> None:
+    script.will(status, body, **headers)
+    with pytest.raises(ApiError, match=re.escape(says)):
+        client.models()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"deadline_s": float("nan")}, "no NaN"),
+        ({"metadata": {"a": "dog \ud800"}}, "U\\+D800, half of a surrogate pair"),
+        ({"model": "caf\udce9"}, "surrogate"),
+    ],
+)
+def test_what_is_no_json_is_refused_before_it_is_sent(client: RevlnClient, given: dict[str, Any], says: str) -> None:
+    with pytest.raises(errors.ValidationFailed, match=says):
+        client.submit("embed", {}, **given)
+
+
+def test_names_are_escaped_in_paths_and_must_be_text(script: Script, client: RevlnClient) -> None:
+    script.will(200, JOB)
+    client.job("../collections?x#y")
+    assert script.requests[0][1] == "/v1/jobs/..%2Fcollections%3Fx%23y"
+    with pytest.raises(errors.ValidationFailed, match="not UTF-8"):
+        client.job("caf\udce9")
 
 
 def test_delete_cancel_and_retry_go_where_they_should(script: Script, client: RevlnClient) -> None:
