@@ -27,7 +27,7 @@ from revln.access import Caller, Scope
 from revln.db.jobs import changes as job_changes
 from revln.db.jobs import read as db_jobs
 from revln.db.jobs.read import Job, JobFilter
-from revln.db.jobs.results import result_items
+from revln.db.jobs.results import next_item, result_items
 from revln.errors import Unauthorized, UnsupportedMedia
 from revln.jobs.kinds import KINDS, queue_name
 from revln.jobs.state import JobStatus
@@ -62,8 +62,10 @@ def _position(state: ApiState, job: Job) -> int | None:
 def _page(state: ApiState, job: Job, offset: int, limit: int, cut: bool = False) -> dict[str, Any]:
     with state.db.read() as connection:
         page = result_items(connection, job.id, offset, limit, cut=cut)
+        reached = page[-1][0]["index"] + 1 if cut and page else offset + limit
+        more = next_item(connection, job.id, reached)
     dim = state.catalog.describe(job.model).dim if job.model in state.catalog.names else None
-    return result_view(job, page, dim)
+    return result_view(job, page, dim, more)
 
 
 def _answer(state: ApiState, job: Job, position: int | None, status: int = 200, **more: Any) -> JSONResponse:
