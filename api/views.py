@@ -156,12 +156,16 @@ def item_view(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def result_view(job: Job, page: Iterable[tuple[dict[str, Any], Any]], dim: int | None) -> dict[str, Any]:
+def result_view(
+    job: Job, page: Iterable[tuple[dict[str, Any], Any]], dim: int | None, next_offset: int | None
+) -> dict[str, Any]:
     """A page of a job's result in the form of its kind; ``dim`` is that of the job's model."""
     items = [item if vector is None else _with_vector(item, vector) for item, vector in page]
     seq = max((item["seq"] for item in items if "seq" in item), default=0)
     about = {name: getattr(job, name) for name in ("total", "model", "model_fingerprint", "collection")}
-    return KINDS[job.kind].result.page(items, {**about, "dim": dim, "seq": seq, "head_seq": seq})
+    return KINDS[job.kind].result.page(
+        items, {**about, "dim": dim, "seq": seq, "head_seq": seq, "next_offset": next_offset}
+    )
 
 
 def _with_vector(item: dict[str, Any], vector: Any) -> dict[str, Any]:

@@ -135,6 +135,7 @@ class RevlnClient:
                 whole = page
             else:
                 whole[list_of(page)] += page[list_of(page)]
+        whole.pop("next_offset", None)
         return whole
 
     def result_pages(self, job_id: str, *, page_items: int = 1000) -> Iterator[dict[str, Any]]:
@@ -143,12 +144,14 @@ class RevlnClient:
         while True:
             params = {"offset": offset, "limit": page_items}
             page = self._json("GET", path_of("jobs", job_id, "result"), params=params)
-            count = len(page[list_of(page)])
-            if count or not offset:
+            if page[list_of(page)] or not offset:
                 yield page
-            offset += count
-            if not count or offset >= page["total"]:
+            # By place, not by the number received: of a job that runs, or has expired, items in between are missing.
+            # A server of before this was told goes on page by page.
+            after = page.get("next_offset", offset + page_items)
+            if after is None or after >= page["total"]:
                 return
+            offset = after
 
     def events(self, job_id: str, last_event_id: str | None = None) -> Iterator[Event]:
         """What happens to the job, from the beginning (or after ``last_event_id``) until its end."""

@@ -29,7 +29,7 @@ from revln.db.jobs import read as db_jobs
 from revln.db.jobs.lists import JobFilter, queue_position
 from revln.db.jobs.lists import list_jobs as read_jobs
 from revln.db.jobs.read import Job
-from revln.db.jobs.results import result_items
+from revln.db.jobs.results import next_item, result_items
 from revln.errors import ModelUnavailable, Unauthorized, Unavailable, UnsupportedMedia
 from revln.jobs.kinds import KINDS, queue_name
 from revln.jobs.state import JobStatus
@@ -64,7 +64,9 @@ def _position(state: ApiState, job: Job) -> int | None:
 def _page(state: ApiState, job: Job, offset: int, limit: int, cut: bool = False) -> dict[str, Any]:
     with state.db.read() as connection:
         page = result_items(connection, job.id, offset, limit, cut=cut)
-    return result_view(job, page, _dim(state, job, page))
+        reached = page[-1][0]["index"] + 1 if cut and page else offset + limit
+        more = next_item(connection, job.id, reached)
+    return result_view(job, page, _dim(state, job, page), more)
 
 
 def _dim(state: ApiState, job: Job, page: list[tuple[dict[str, Any], Any]]) -> int | None:

@@ -44,18 +44,29 @@ filter_option = click.option("--filter", type=_Json(), help='Only these items, a
     help="Which of clip-retrieval's two.",
 )
 @click.option("--id-field", default="id", show_default=True, help="The field that holds an item's id.")
+@click.option("--id-prefix", default="", help="What comes before the number that is the id of a row without one.")
+@click.option("--overwrite", is_flag=True, help="Let such numbers take the place of items that are there.")
 @click.option("--own", is_flag=True, help="Take the vectors as of no model, though the files name one.")
 @url_option
 @as_json_option
 def import_command(
-    name: str, paths: tuple[Path, ...], vectors: str, id_field: str, own: bool, url: str | None, as_json: bool
+    name: str,
+    paths: tuple[Path, ...],
+    vectors: str,
+    id_field: str,
+    id_prefix: str,
+    overwrite: bool,
+    own: bool,
+    url: str | None,
+    as_json: bool,
 ) -> int:
     """Write existing vectors into a collection, which is made if it is not there.
 
-    Cut off, it is run again and goes on where it stopped.
+    Cut off, it is run again and goes on where it stopped. Of a row without an id, its number is the id.
 
     \b
     Examples:
+      revln index import photos vectors.npy                   row numbers are the ids
       revln index import photos vectors.npy metadata.jsonl    row i belongs to line i
       revln index import photos items.parquet                 with a column "vector" or "embedding"
       revln index import photos clip-retrieval-output/        img_emb/*.npy, metadata/*.parquet
@@ -64,14 +75,16 @@ def import_command(
     from revln.transfer.importer import import_items
     from revln.transfer.sources import open_source
 
-    source = open_source(paths, vectors=vectors, id_field=id_field)
+    source = open_source(paths, vectors=vectors, id_field=id_field, id_prefix=id_prefix)
     with (
         connect(url, retry_for_s=_PATIENCE_S) as client,
         _bar(source.count, as_json) as advance,
     ):
-        done = import_items(client, name, source, own=own, on_progress=advance)
+        done = import_items(client, name, source, own=own, overwrite=overwrite, on_progress=advance)
     for error in done.errors:
         click.echo(error, err=True)
+    if source.ids.numbered:
+        click.echo(f"Rows without an id have their number for one, as in {id_prefix}0.", err=True)
     if as_json:
         print_json({"items": done.items, "failed": done.failed})
     else:

@@ -9,7 +9,9 @@
 
 The meaning, which `matches` states in Python and a property test holds SQL to:
 
-- A value equals only a value of its own JSON type: number, string, boolean or null. Numbers are 64-bit floats.
+- A value equals only a value of its own JSON type: number, string, boolean or null. Two integers of 64 bits are
+  compared as they are, all other numbers as 64-bit floats.
+- in: the value is one of these; an array passes if one of its elements is.
 - gt, gte, lt, lte order numbers among numbers and strings among strings, those by their code points.
 - contains: an array that has the value among its elements, or a string that has the string within it.
 - A field that is missing equals nothing, not even null, and lies in no range; so ``ne`` and ``not`` hold for it.
@@ -36,6 +38,7 @@ __all__ = [
     "Operator",
     "Scalar",
     "count_conditions",
+    "is_integer",
     "matches",
     "parse_filter",
 ]
@@ -46,7 +49,7 @@ MAX_VALUES = 5_000  # of all conditions; each is a bound parameter, and SQLite t
 MAX_STRING_CHARS = 4_096
 MAX_PATH_STEPS = 16  # metadata is no deeper
 
-Scalar = str | float | bool | None
+Scalar = str | int | float | bool | None
 
 
 class FilterError(ValueError):
@@ -77,7 +80,7 @@ _ALL = ("eq", "ne", "in", "gt", "gte", "lt", "lte", "exists", "contains")
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One test of one field. ``values`` holds one value, but for ``in``; numbers are floats."""
+    """One test of one field. ``values`` holds one value, but for ``in``; numbers are ints of 64 bits, or floats."""
 
     path: tuple[str, ...]
     operator: Operator
@@ -196,6 +199,8 @@ class _Reader:
                 raise FilterError(str(err), at) from err
         if value is None or isinstance(value, bool):
             return value
+        if is_integer(value):
+            return int(value)
         if isinstance(value, int | float):
             try:
                 number = float(value)
@@ -257,8 +262,11 @@ def _holds(operator: Operator, values: tuple[Scalar, ...], found: Any) -> bool:
     match operator:
         case Operator.EXISTS:
             return (found is not _MISSING) is value
-        case Operator.EQ | Operator.IN:
-            return any(_same(found, one) for one in values)
+        case Operator.EQ:
+            return _same(found, value)
+        case Operator.IN:
+            among = found if isinstance(found, list) else [found]
+            return any(_same(element, one) for element in among for one in values)
         case Operator.CONTAINS:
             if isinstance(found, list):
                 return any(_same(element, value) for element in found)
@@ -268,10 +276,10 @@ def _holds(operator: Operator, values: tuple[Scalar, ...], found: Any) -> bool:
 
 
 def _in_range(operator: Operator, found: Any, limit: Any) -> bool:
-    if isinstance(limit, float):
+    if isinstance(limit, int | float):
         if isinstance(found, bool) or not isinstance(found, int | float):
             return False
-        found = float(found)
+        found, limit = _comparable(found, limit)
     elif not isinstance(found, str):
         return False
     match operator:
@@ -290,4 +298,16 @@ def _same(found: Any, value: Scalar) -> bool:
         return found is value
     if isinstance(value, str):
         return isinstance(found, str) and found == value
-    return isinstance(found, int | float) and not isinstance(found, bool) and float(found) == value
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        return False
+    found, value = _comparable(found, value)
+    return bool(found == value)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether both databases hold the value as an integer of 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def _comparable(found: float, value: float) -> tuple[float, float]:
+    return (found, value) if is_integer(found) and is_integer(value) else (float(found), float(value))

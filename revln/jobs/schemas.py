@@ -307,6 +307,8 @@ class EmbedItemResult(ItemResult, TextRead):
 class JobResult(BaseModel):
     """One page of a job's result."""
 
+    next_offset: int | None = Field(None, description="Where to go on: what is between here and there is not done.")
+
     @classmethod
     def page(cls, items: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
         """Return a page of this form, given the items as their chunks keep them and what the job says of itself."""

@@ -39,16 +39,18 @@ def import_items(
     source: Source,
     *,
     own: bool = False,
+    overwrite: bool = False,
     on_progress: Callable[[int], object] = lambda _: None,
 ) -> Imported:
     """Write every item of the source into the collection, which is made if it is not there.
 
     Args:
         own: take an export of a model's vectors as vectors of no model.
+        overwrite: let rows that have numbers for ids take the place of items that are there.
         on_progress: told how many items more are written.
 
     Raises:
-        UsersError: the collection holds other vectors than these.
+        UsersError: the collection holds other vectors than these, or two rows have one id.
     """
     collection = _collection(client, name, source, own)
     request: dict[str, Any] = {"collection": name}
@@ -65,6 +67,8 @@ def import_items(
         on_progress(job["counts"]["total"])
 
     for lines in _slices(source.pieces):
+        if not overwrite:
+            source.ids.check_room(name, collection["count"])
         # A collection made again under the old name is another one, for which nothing has been written yet.
         waiting.append(_submit(client, request, lines, f"import {name} {collection['created_at']}"))
         if len(waiting) == _IN_FLIGHT:

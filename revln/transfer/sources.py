@@ -1,12 +1,12 @@
 """Files of vectors and what belongs to them, read as items a piece at a time.
 
-- ``vectors.npy`` with ``metadata.jsonl`` or ``metadata.parquet``: row i belongs to line i
+- ``vectors.npy`` alone, or with ``metadata.jsonl`` or ``metadata.parquet``: row i belongs to line i
 - a Parquet file with a column of vectors
 - a folder that clip-retrieval wrote: ``img_emb/*.npy`` (or ``text_emb``) beside ``metadata/*.parquet``
 - a folder that `revln index export` wrote
 
 Of a row's fields ``id``, ``text`` (or ``caption``), ``image_sha256`` and ``metadata`` are the item's; all others become
-metadata. Without an id a row's number is its id.
+metadata. Without an id a row's number is its id (`revln.transfer.ids`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, time
 from decimal import Decimal
 from pathlib import Path
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from revln.errors import UsersError
+from revln.transfer.ids import RowIds
 
 __all__ = ["COLLECTION_FILE", "ITEMS_FILE", "VECTORS_FILE", "Piece", "Source", "open_source", "parquet"]
 
@@ -48,6 +49,7 @@ class Source:
     pieces: Iterator[Piece]
     model: str | None = None  # of an export: whose vectors these are
     fingerprint: str | None = None
+    ids: RowIds = field(default_factory=RowIds)
 
 
 def parquet() -> Any:
@@ -59,39 +61,56 @@ def parquet() -> Any:
     return found
 
 
-def open_source(paths: Sequence[Path], *, vectors: str = "img_emb", id_field: str = "id") -> Source:
+def open_source(
+    paths: Sequence[Path], *, vectors: str = "img_emb", id_field: str = "id", id_prefix: str = ""
+) -> Source:
     """The items in these files.
 
     Raises:
         UsersError: the files are none of the forms above, are damaged, or do not fit together.
     """
-    first = paths[0]
+    first, ids = paths[0], _Ids(id_field, RowIds(id_prefix))
     if len(paths) == 1 and (first / COLLECTION_FILE).is_file():
         about = json.loads((first / COLLECTION_FILE).read_text())
-        source = _npy_with([(first / VECTORS_FILE, first / ITEMS_FILE)], id_field)
+        source = _npy_with([(first / VECTORS_FILE, first / ITEMS_FILE)], ids)
         return replace(source, model=about["model"], fingerprint=about["model_fingerprint"] if about["model"] else None)
     if len(paths) == 1 and first.is_dir():
-        return _npy_with(_clip_retrieval(first, vectors), id_field)
+        return _npy_with(_clip_retrieval(first, vectors), ids)
     if len(paths) == 1 and first.suffix == ".parquet":
-        return _parquet_with_vectors(first, id_field)
+        return _parquet_with_vectors(first, ids)
     if len(paths) == 2 and first.suffix == ".npy" and paths[1].suffix in (".jsonl", ".parquet"):
-        return _npy_with([(first, paths[1])], id_field)
+        return _npy_with([(first, paths[1])], ids)
+    if len(paths) == 1 and first.suffix == ".npy":
+        return _npy_with([(first, None)], ids)
     raise UsersError(
-        f"{' '.join(map(str, paths))}: give vectors.npy with metadata.jsonl or metadata.parquet, one Parquet file with "
-        "a column of vectors, or a folder that clip-retrieval or 'revln index export' wrote."
+        f"{' '.join(map(str, paths))}: give vectors.npy, alone or with metadata.jsonl or metadata.parquet, one Parquet "
+        "file with a column of vectors, or a folder that clip-retrieval or 'revln index export' wrote."
     )
 
 
-def _clip_retrieval(folder: Path, vectors: str) -> list[tuple[Path, Path]]:
-    pairs = []
-    for file in sorted((folder / vectors).glob(f"{vectors}_*.npy"), key=_number):
-        metadata = folder / "metadata" / f"metadata_{_number(file)}.parquet"
-        if not metadata.is_file():
-            raise UsersError(f"{file} has no {metadata} beside it.")
-        pairs.append((file, metadata))
-    if not pairs:
+@dataclass(frozen=True, slots=True)
+class _Ids:
+    """Which field of a row holds its id, and what its id becomes."""
+
+    field: str
+    of: RowIds
+
+
+def _clip_retrieval(folder: Path, vectors: str) -> list[tuple[Path, Path | None]]:
+    """The shards: each number from 0 on, with its vectors and its metadata. Raises UsersError: one is missing."""
+    files = {_number(file): file for file in (folder / vectors).glob(f"{vectors}_*.npy")}
+    beside = {_number(file): file for file in (folder / "metadata").glob("metadata_*.parquet")}
+    if not files:
         raise UsersError(f"{folder} holds neither {COLLECTION_FILE} nor {vectors}/{vectors}_0.npy: nothing to import.")
-    return pairs
+    last = max(files | beside)
+    for number in range(last + 1):
+        for there, kind in ((files, f"{vectors}/{vectors}"), (beside, "metadata/metadata")):
+            if number not in there:
+                raise UsersError(
+                    f"{folder} has shards up to {last}, and no {kind}_{number}. Bring it back; or import each "
+                    f"shard that is there by itself: {vectors}_N.npy with its metadata_N.parquet."
+                )
+    return [(files[number], beside[number]) for number in sorted(files)]
 
 
 def _number(file: Path) -> int:
@@ -99,7 +118,7 @@ def _number(file: Path) -> int:
     return int(found[1]) if found else -1
 
 
-def _npy_with(pairs: list[tuple[Path, Path]], id_field: str) -> Source:
+def _npy_with(pairs: Sequence[tuple[Path, Path | None]], ids: _Ids) -> Source:
     arrays = [_array(file) for file, _ in pairs]
     dims = {array.shape[1] for array in arrays}
     if len(dims) != 1:
@@ -109,18 +128,18 @@ def _npy_with(pairs: list[tuple[Path, Path]], id_field: str) -> Source:
         before = 0
         for (file, metadata), array in zip(pairs, arrays, strict=True):
             at = 0
-            for rows in _rows(metadata):
+            for rows in _rows(metadata) if metadata is not None else _no_rows(len(array)):
                 part = array[at : at + len(rows)]
                 at += len(rows)
                 if at > len(array):
                     break
-                yield part.astype(np.float32), _items(rows, before + at - len(rows), id_field)
+                yield part.astype(np.float32), _items(rows, before + at - len(rows), ids)
             if at != len(array):
                 other = "more" if at > len(array) else at
                 raise UsersError(f"{file} has {len(array)} rows, {metadata} has {other}: they do not belong together.")
             before += at
 
-    return Source(dims.pop(), sum(map(len, arrays)), pieces())
+    return Source(dims.pop(), sum(map(len, arrays)), pieces(), ids=ids.of)
 
 
 def _array(file: Path) -> NDArray[Any]:
@@ -131,6 +150,11 @@ def _array(file: Path) -> NDArray[Any]:
     if found.ndim != 2 or found.dtype.kind != "f" or not found.shape[1]:
         raise UsersError(f"{file} holds {found.dtype} of shape {found.shape}; (N, D) floats are wanted.")
     return found  # type: ignore[no-any-return]
+
+
+def _no_rows(count: int) -> Iterator[list[dict[str, Any]]]:
+    for start in range(0, count, _ROWS):
+        yield [{} for _ in range(min(_ROWS, count - start))]
 
 
 def _rows(file: Path) -> Iterator[list[dict[str, Any]]]:
@@ -168,7 +192,7 @@ def _open_parquet(file: Path) -> Any:
         raise UsersError(f"{file} cannot be read as Parquet: {err}") from err
 
 
-def _parquet_with_vectors(file: Path, id_field: str) -> Source:
+def _parquet_with_vectors(file: Path, ids: _Ids) -> Source:
     opened = _open_parquet(file)
     column = next((name for name in _VECTOR_COLUMNS if name in opened.schema_arrow.names), None)
     if column is None:
@@ -183,10 +207,10 @@ def _parquet_with_vectors(file: Path, id_field: str) -> Source:
         at = 0
         for batch in opened.iter_batches(batch_size=_ROWS):
             matrix = _matrix(file, batch.column(batch.schema.get_field_index(column)))
-            yield matrix, _items(batch.drop_columns([column]).to_pylist(), at, id_field)
+            yield matrix, _items(batch.drop_columns([column]).to_pylist(), at, ids)
             at += len(matrix)
 
-    return Source(dim, opened.metadata.num_rows, pieces())
+    return Source(dim, opened.metadata.num_rows, pieces(), ids=ids.of)
 
 
 def _matrix(file: Path, column: Any) -> NDArray[np.float32]:
@@ -200,18 +224,18 @@ def _matrix(file: Path, column: Any) -> NDArray[np.float32]:
     return found
 
 
-def _items(rows: Iterable[Mapping[str, Any]], first: int, id_field: str) -> list[dict[str, Any]]:
-    return [_item(dict(row), number, id_field) for number, row in enumerate(rows, start=first)]
+def _items(rows: Iterable[Mapping[str, Any]], first: int, ids: _Ids) -> list[dict[str, Any]]:
+    return [_item(dict(row), number, ids) for number, row in enumerate(rows, start=first)]
 
 
-def _item(fields: dict[str, Any], number: int, id_field: str) -> dict[str, Any]:
-    given = fields.pop(id_field, None)
+def _item(fields: dict[str, Any], number: int, ids: _Ids) -> dict[str, Any]:
+    item_id = ids.of.of(number, fields.pop(ids.field, None))
     text = fields.pop("text", None) or fields.pop("caption", None)
     image, metadata = fields.pop("image_sha256", None), fields.pop("metadata", None)
     if isinstance(metadata, str):
         metadata = json.loads(metadata)
     others = {name: kept for name, value in fields.items() if (kept := _plain(value)) is not None}
-    item: dict[str, Any] = {"id": str(number if given is None else given), "metadata": {**others, **(metadata or {})}}
+    item: dict[str, Any] = {"id": item_id, "metadata": {**others, **(metadata or {})}}
     if text:
         item["text"] = text
     if image:
@@ -227,6 +251,8 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(one) for name, one in value.items()}
     if isinstance(value, date | time):
         return value.isoformat()
-    if isinstance(value, float | Decimal):
-        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Decimal):
+        return str(value) if value.is_finite() else None  # JSON's numbers are read as floats, which would round it
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     return value if isinstance(value, str | int) else None

@@ -14,6 +14,7 @@ from revln.models.base import Operation
 from tests.conftest import DATABASES, fresh_database
 from tests.inline import InlineStack, inline_stack
 from tests.integration.test_search_over_http import run
+from tests.stack import wait_until
 from tests.word_model import WordCatalog, WordModel
 
 Says = dict[str, Any]
@@ -119,3 +120,16 @@ def test_the_later_of_two_lines_stands_whichever_is_computed_first(inline: Inlin
     done = end(inline, catalog, job)
     assert contents(inline, name)["x"] == "last line"
     assert done[64]["seq"] > 0
+
+
+def test_a_result_is_read_in_pages_while_the_job_runs(inline: InlineStack, catalog: SlowCatalog) -> None:
+    name = f"order-{uuid4().hex[:12]}"
+    assert inline.http.put(f"/v1/collections/{name}", json={}).status_code == 201
+    others = [{"id": f"i{n}", "text": f"w{n}"} for n in range(127)]
+    job = begin(inline, catalog, name, {"id": "x", "text": f"slow {name}"}, *others)
+    wait_until(lambda: inline.client.job(job)["counts"]["succeeded"] == 64, what="the second chunk")
+    pages = list(inline.client.result_pages(job, page_items=32))
+    assert [page["next_offset"] for page in pages] == [64, 96, None]
+    seen = [item["index"] for page in pages for item in page["items"]]
+    assert seen == list(range(64, 128))
+    assert len(end(inline, catalog, job)) == 128

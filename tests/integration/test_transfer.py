@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -163,6 +164,53 @@ def test_bad_rows_are_told_and_the_others_are_written(stack: Stack, tmp_path: Pa
     assert stack.client.collection(name)["count"] == COUNT - 2
 
 
+def test_rows_without_ids_are_numbered_and_overwrite_nothing_unasked(stack: Stack, tmp_path: Path) -> None:
+    name, file = fresh(), tmp_path / "vectors.npy"
+    np.save(file, ROWS)
+    assert bring(stack, name, file).items == COUNT
+    assert set(items_of(stack, name)) == {str(n) for n in range(COUNT)}
+    with pytest.raises(UsersError, match=r"has 40 items already.*--id-prefix"):
+        bring(stack, name, file)
+    assert bring(stack, name, file, id_prefix="b").items == COUNT
+    assert stack.client.collection(name)["count"] == 2 * COUNT
+    source = open_source([file])
+    assert import_items(stack.client, name, source, overwrite=True).items == COUNT
+    assert stack.client.collection(name)["count"] == 2 * COUNT
+
+
+def test_two_rows_of_one_id_and_ids_that_are_none_are_told(tmp_path: Path) -> None:
+    for ids, says in (
+        (["a", "b", "a"], "Row 2 has the id 'a', and so has"),
+        ([1.0, float("nan"), float("nan")], "Row 1 has the id nan"),
+        ([None, "0", "x"], "Row 1 has the id '0'"),
+        (["", "x", "y"], "Row 0 has the id ''"),
+    ):
+        pq.write_table(pa.table({"id": ids, "vector": list(ROWS[:3])}), tmp_path / "ids.parquet")
+        with pytest.raises(UsersError, match=says):
+            list(open_source([tmp_path / "ids.parquet"]).pieces)
+
+
+@pytest.mark.parametrize("gone", ["img_emb/img_emb_1.npy", "metadata/metadata_1.parquet", "img_emb/img_emb_2.npy"])
+def test_a_missing_shard_is_told(tmp_path: Path, gone: str) -> None:
+    for kind in ("img_emb", "metadata"):
+        (tmp_path / kind).mkdir()
+    for shard in range(3):
+        np.save(tmp_path / "img_emb" / f"img_emb_{shard}.npy", ROWS[:2])
+        pq.write_table(pa.table({"caption": ["a", "b"]}), tmp_path / "metadata" / f"metadata_{shard}.parquet")
+    assert open_source([tmp_path]).count == 6
+    (tmp_path / gone).unlink()
+    with pytest.raises(UsersError, match=gone.rpartition(".")[0]):
+        open_source([tmp_path])
+
+
+def test_a_decimal_is_kept_as_it_is_written(tmp_path: Path) -> None:
+    price = Decimal("12345678901234567.89")
+    table = pa.table({"id": ["a"], "price": pa.array([price], pa.decimal128(19, 2)), "vector": [ROWS[0]]})
+    pq.write_table(table, tmp_path / "decimals.parquet")
+    [(_, [item])] = list(open_source([tmp_path / "decimals.parquet"]).pieces)
+    assert item["metadata"] == {"price": "12345678901234567.89"}
+
+
 def test_files_that_do_not_fit_are_told_in_a_line(tmp_path: Path) -> None:
     vectors, metadata = numpy_files(tmp_path)
     np.save(tmp_path / "flat.npy", ROWS[0])
@@ -172,7 +220,7 @@ def test_files_that_do_not_fit_are_told_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"not parquet")
     (tmp_path / "empty").mkdir()
     for paths, says in [
-        ([vectors], "give vectors.npy with"),
+        ([metadata], "give vectors.npy, alone or with"),
         ([tmp_path / "flat.npy", metadata], "of shape"),
         ([tmp_path / "objects.npy", metadata], "cannot be read as an array"),
         ([tmp_path / "short.npy", metadata], "has 30 rows"),

@@ -18,7 +18,26 @@ from revln.jobs.filters import FilterError, matches, parse_filter
 # Few of each, so that filters and items meet; among them what SQL, JSON paths and LIKE would trip over.
 KEYS = ["a", "b", "not", "a.b", "0", 'q"uo\\te', "$", "é", "😀", "x' OR 1=1 --", "[0]", "%"]
 STRINGS = ["", "a", "B", "aB", "é", "z", "😀", "\uffff", "1", "true", "null", "' OR 1=1 --", '"', "\\", "%", "[]", "{}"]
-NUMBERS = [0, 1, -1, 1.0, 0.5, 0.1, 0.30000000000000004, 2**53 + 1, float(2**53), 10**25, 1e300, 5e-324, -0.0]
+NUMBERS = [
+    0,
+    1,
+    -1,
+    1.0,
+    0.5,
+    0.1,
+    0.30000000000000004,
+    2**53,
+    2**53 + 1,
+    -(2**53) - 1,
+    float(2**53),
+    2**63 - 1,
+    -(2**63),
+    2**63,
+    10**25,
+    1e300,
+    5e-324,
+    -0.0,
+]
 
 strings, numbers = st.sampled_from(STRINGS), st.sampled_from(NUMBERS)
 scalars = st.one_of(st.none(), st.booleans(), strings, numbers)
@@ -129,3 +148,28 @@ def test_every_key_is_found_at_every_depth(db: Database, key: str) -> None:
     for path in (escaped(key), f"b.{escaped(key)}", f"{escaped(key)}.{escaped(key)}"):
         for wanted in ({path: 1}, {path: {"contains": 1}}, {path: {"exists": False}}):
             assert by_sql(db, wanted) == by_hand(found, wanted), wanted
+
+
+IDS = [{"uid": 2**53 + n} for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "passing"),
+    [
+        ({"uid": 2**53 + 1}, [1]),
+        ({"uid": {"ne": 2**53 + 1}}, [0, 2, 3]),
+        ({"uid": {"gt": 2**53}}, [1, 2, 3]),
+        ({"uid": {"lte": 2**53 + 1}}, [0, 1]),
+        ({"uid": {"in": [2**53 + 1, 2**53 + 3]}}, [1, 3]),
+    ],
+)  # fmt: skip
+def test_integers_of_64_bits_are_compared_exactly(db: Database, wanted: Any, passing: list[int]) -> None:
+    fill(db, list(IDS))
+    assert by_sql(db, wanted) == by_hand(list(IDS), wanted) == passing
+
+
+def test_in_of_an_array_is_any_of_its_elements(db: Database) -> None:
+    found: list[dict[str, Any] | None] = [{"tags": ["a", "b"]}, {"tags": ["c"]}, {"tags": "a"}, {"tags": []}, None]
+    fill(db, found)
+    for wanted, passing in (({"tags": {"in": ["a"]}}, [0, 2]), ({"not": {"tags": {"in": ["a", "c"]}}}, [3, 4])):
+        assert by_sql(db, wanted) == by_hand(found, wanted) == passing

@@ -241,6 +241,24 @@ def test_a_result_is_put_together_from_its_pages(script: Script, client: RevlnCl
     assert "offset=2" in script.requests[1][1]
 
 
+def test_a_result_with_gaps_is_paged_by_place_and_has_each_item_once(script: Script, client: RevlnClient) -> None:
+    done = [*range(64, 96), *range(160, 192)]  # of 256, as of a job that expired
+    for offset in (0, 64, 160):
+        items = [{"index": n} for n in done if offset <= n < offset + 64]
+        after = next((n for n in done if n >= offset + 64), None)
+        script.will(200, {"items": items, "total": 256, "next_offset": after})
+    assert client.result("j1", page_items=64) == {"items": [{"index": n} for n in done], "total": 256}
+    assert ["offset=0&" in script.requests[0][1], *("offset=" in one[1] for one in script.requests[1:])] == [True] * 3
+
+
+def test_of_a_server_that_does_not_say_where_to_go_on_every_page_is_asked_for(
+    script: Script, client: RevlnClient
+) -> None:
+    for items in ([], [{"index": 3}], [{"index": 4}]):
+        script.will(200, {"items": items, "total": 5})
+    assert [item["index"] for item in client.result("j1", page_items=2)["items"]] == [3, 4]
+
+
 def test_a_result_of_a_search_and_an_empty_one_are_read_too(script: Script, client: RevlnClient) -> None:
     script.will(200, {"results": [{"query": 0, "hits": []}], "total": 1})
     script.will(200, {"items": [], "total": 5})

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     ColumnElement,
     Connection,
     Double,
+    Numeric,
     Text,
     and_,
     case,
@@ -33,7 +35,7 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB
 
-from revln.jobs.filters import AllOf, AnyOf, Condition, Filter, Not, Operator, Scalar
+from revln.jobs.filters import AllOf, AnyOf, Condition, Filter, Not, Operator, Scalar, is_integer
 
 __all__ = ["filter_clause"]
 
@@ -58,6 +60,8 @@ class _Node:
     is_string: _Clause
     is_array: _Clause
     number: ColumnElement[float]
+    is_integer: _Clause  # of 64 bits
+    integer: ColumnElement[int]  # NULL, or not to be looked at, if it is none
     string: ColumnElement[str]
     ordered: ColumnElement[str]  # the string, compared by its code points
     array: ColumnElement[Any]  # the array, or an empty one
@@ -112,6 +116,9 @@ class _Sqlite:
             is_string=kind == "text",
             is_array=kind == "array",
             number=sql_cast(value, Double),
+            # Not json_type: of an integer that is longer, json_extract makes a float.
+            is_integer=and_(kind == "integer", func.typeof(value) == "integer"),
+            integer=value,
             string=value,
             ordered=value,
             array=case((kind == "array", value), else_="[]"),
@@ -134,6 +141,10 @@ class _Postgresql:
     def _node(value: Any) -> _Node:
         kind = func.jsonb_typeof(value)
         string = value.op("#>>", return_type=Text())(literal_column("'{}'::text[]"))
+        # Nested, because AND promises no order. A float has a point, but for one above 1e16.
+        digits = case((string.op("~")(literal_column("'^-?[0-9]{1,19}$'")), sql_cast(string, Numeric)))
+        fits = digits.between(literal_column("-9223372036854775808"), literal_column("9223372036854775807"))
+        integer = case((and_(kind == "number", fits), sql_cast(digits, BigInteger)))
         return _Node(
             there=kind.is_not(None),
             is_null=kind == "null",
@@ -144,6 +155,8 @@ class _Postgresql:
             is_array=kind == "array",
             # CASE, because AND promises no order and the cast of anything else is an error.
             number=case((kind == "number", sql_cast(value, Double))),
+            is_integer=integer.is_not(None),
+            integer=integer,
             string=string,
             ordered=string.collate("C"),
             array=case((kind == "array", value), else_=literal_column("'[]'::jsonb")),
@@ -169,8 +182,11 @@ def _holds(condition: Condition, node: _Node, dialect: _Sqlite | _Postgresql) ->
     match condition.operator:
         case Operator.EXISTS:
             return node.there if value else not_(node.there)
-        case Operator.EQ | Operator.IN:
+        case Operator.EQ:
             return _is_one_of(node, condition.values)
+        case Operator.IN:
+            among = and_(node.is_array, exists().where(_is_one_of(dialect.element(node), condition.values)))
+            return or_(_is_one_of(node, condition.values), among)
         case Operator.CONTAINS:
             among = and_(node.is_array, exists().where(_is_one_of(dialect.element(node), [value])))
             if not isinstance(value, str):
@@ -178,20 +194,35 @@ def _holds(condition: Condition, node: _Node, dialect: _Sqlite | _Postgresql) ->
             found_in = func.instr if isinstance(dialect, _Sqlite) else func.strpos
             return or_(among, and_(node.is_string, found_in(node.string, value) > 0))
         case _:
-            compare = _COMPARE[condition.operator]
-            if isinstance(value, str):
-                return and_(node.is_string, cast(_Clause, compare(node.ordered, value)))
-            return and_(node.is_number, cast(_Clause, compare(node.number, value)))
+            return _in_order(_COMPARE[condition.operator], node, value)
+
+
+def _in_order(compare: Callable[[Any, Any], Any], node: _Node, value: Scalar) -> _Clause:
+    if isinstance(value, str):
+        return and_(node.is_string, cast(_Clause, compare(node.ordered, value)))
+    as_floats = cast(_Clause, compare(node.number, float(value or 0)))
+    if not is_integer(value):
+        return and_(node.is_number, as_floats)
+    return and_(node.is_number, case((node.is_integer, compare(node.integer, _integer(value))), else_=as_floats))
+
+
+def _integer(value: Any) -> ColumnElement[int]:
+    return literal(value, BigInteger)
 
 
 def _is_one_of(node: _Node, values: Sequence[Scalar]) -> _Clause:
     clauses: list[_Clause] = []
     strings = [value for value in values if isinstance(value, str)]
-    numbers = [value for value in values if isinstance(value, float)]
+    integers = [value for value in values if is_integer(value)]
+    floats = [value for value in values if isinstance(value, float)]
     if strings:
         clauses.append(and_(node.is_string, node.string.in_(strings)))
-    if numbers:
-        clauses.append(and_(node.is_number, node.number.in_(numbers)))
+    if floats:
+        clauses.append(and_(node.is_number, node.number.in_(floats)))
+    if integers:
+        as_floats = node.number.in_([float(value or 0) for value in integers])
+        whole = case((node.is_integer, node.integer.in_([_integer(value) for value in integers])), else_=as_floats)
+        clauses.append(and_(node.is_number, whole))
     for value, clause in ((None, node.is_null), (True, node.is_true), (False, node.is_false)):
         if any(one is value for one in values):
             clauses.append(clause)

@@ -115,6 +115,8 @@ def begin_filter_delete(connection: Connection, collection_id: str, accepted: in
 def move_order(connection: Connection, from_id: str, to_id: str) -> None:
     """Give what is remembered to another generation of the collection."""
     for table in (tables.tombstones, tables.filter_deletes):
+        # Left by a delete that found its collection moved.
+        connection.execute(delete(table).where(table.c.collection_id == to_id))
         connection.execute(table.update().where(table.c.collection_id == from_id).values(collection_id=to_id))
 
 

@@ -13,7 +13,10 @@ from sqlalchemy import Connection, Text, delete, insert, select
 from revln.db import tables
 from revln.errors import FieldError, ValidationFailed
 
-__all__ = ["PAGE_BYTES", "result_items", "vectors_by_index", "vectors_from_bytes", "vectors_to_bytes", "write_result"]
+__all__ = [
+    "PAGE_BYTES", "next_item", "result_items", "vectors_by_index", "vectors_from_bytes", "vectors_to_bytes",
+    "write_result",
+]  # fmt: skip
 
 PAGE_BYTES = 128 * 2**20  # of a result as JSON: 10,000 items of 650 numbers, or of 13 kB of hits or evidence
 _TEXT_OF_VECTOR = 5  # -0.012246512807905674 for four bytes
@@ -78,6 +81,16 @@ def result_items(
             vectors = vectors_by_index(items, raw)
             page += [(item, vectors.get(item["index"])) for item in items if offset <= item["index"] < offset + limit]
     return page
+
+
+def next_item(connection: Connection, job_id: str, at: int) -> int | None:
+    """The place of the first finished chunk's item from ``at`` on; None if there is none."""
+    columns = tables.results.c
+    query = select(columns.first_index).where(
+        columns.job_id == job_id, columns.first_index + columns.n_items > at
+    )  # fmt: skip
+    first = connection.scalar(query.order_by(columns.first_index).limit(1))
+    return None if first is None else max(int(first), at)
 
 
 def _too_large(limit: int, fits: int) -> ValidationFailed:
