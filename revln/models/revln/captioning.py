@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from revln.models.base import CaptionOptions
+from revln.models.base import CaptionOptions, Evidence
 from revln.models.decoding import Row
 from revln.models.revln.card import RevlnConfig
 from revln.models.revln.net import RevlnNet
@@ -28,7 +28,7 @@ from revln.models.revln.tokenizer import PAD, Tokenizer
 __all__ = ["CONFIDENCE_FEATURES", "Candidate", "PreparedCaption", "RawCaptions", "candidates", "caption"]
 
 # What a caption's confidence is computed of, in the order of RevlnConfig.caption_confidence, after the bias.
-CONFIDENCE_FEATURES = ("cosine", "log_prob", "consensus", "is_evidence")
+CONFIDENCE_FEATURES = ("cosine", "log_prob", "consensus", "is_evidence", "score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class PreparedCaption:
     """
 
     image: Tensor  # (3, S, S) uint8
-    evidence: tuple[str, ...]
+    evidence: tuple[Evidence, ...]
     prefix: tuple[int, ...]
     options: CaptionOptions
     seed: int
@@ -58,35 +58,41 @@ class Candidate:
         log_prob: of ``ids`` after the prompt, end token included.
         cosine: of caption and picture in the joint space.
         consensus: how near the caption is to the evidence that is near the picture; 0 without evidence.
-        is_evidence: it was retrieved, not written.
+        score: of a retrieved caption, that with which it was found. It is 1 where the store holds this very picture,
+            and says what the cosine does where the caption itself was found. None: the decoder wrote this one.
     """
 
     ids: tuple[int, ...]
     log_prob: float
     cosine: float
     consensus: float
-    is_evidence: bool
+    score: float | None
 
     @property
     def features(self) -> tuple[float, ...]:
         """In the order of `CONFIDENCE_FEATURES`."""
-        return (self.cosine, self.log_prob / (len(self.ids) + 1), self.consensus, float(self.is_evidence))
+        retrieved = (0.0, 0.0) if self.score is None else (1.0, self.score)
+        return (self.cosine, self.log_prob / (len(self.ids) + 1), self.consensus, *retrieved)
+
+
+# What a candidate tells, its log-probability, and its score if it was retrieved.
+_Told = tuple[tuple[int, ...], float, float | None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
     """The sentences that are near a picture, nearest first, with their cosines and unit vectors (E, D)."""
 
-    texts: tuple[str, ...]
+    told: tuple[Evidence, ...]
     cosines: tuple[float, ...]
     vectors: Tensor
 
     def consensus(self, vector: Tensor) -> float:
         """Mean cosine to the sentences, each weighed by how near it is to the picture."""
-        if not self.texts:
+        if not self.told:
             return 0.0
         weights = torch.tensor([max(cosine, 0.0) for cosine in self.cosines], device=vector.device)
-        return float((weights * (self.vectors @ vector)).sum() / len(self.texts))
+        return float((weights * (self.vectors @ vector)).sum() / len(self.told))
 
 
 def caption(
@@ -114,7 +120,7 @@ def candidates(
     asked = replace(options, num_captions=beams) if _is_ranked(config, options) else options
     rows = [Row(prompt, len(item.prefix), item.seed) for prompt, item in zip(prompts, batch, strict=True)]
     written = net.captioner.generate(seen, rows, asked)
-    told = [[(one.ids, one.log_prob, False) for one in row] for row in written]
+    told: list[list[_Told]] = [[(one.ids, one.log_prob, None) for one in row] for row in written]
     # A sampled caption is to be the decoder's own.
     if config.caption_confidence is not None and options.temperature == 0:
         for item, row, more in zip(batch, told, _as_told(net, tokenizer, seen, prompts, known, options), strict=True):
@@ -123,9 +129,9 @@ def candidates(
     flat = [(i, *one) for i, row in enumerate(told) for one in row]
     texts = _embed(net, config, tokenizer, [[*batch[i].prefix, *ids] for i, ids, *_ in flat])
     out: list[list[Candidate]] = [[] for _ in batch]
-    for (i, ids, log_prob, is_evidence), vector in zip(flat, texts, strict=True):
+    for (i, ids, log_prob, score), vector in zip(flat, texts, strict=True):
         cosine, consensus = float(vectors[i] @ vector), known[i].consensus(vector)
-        out[i].append(Candidate(ids, log_prob, cosine, consensus, is_evidence))
+        out[i].append(Candidate(ids, log_prob, cosine, consensus, score))
     return out
 
 
@@ -141,26 +147,26 @@ def _known(
     config: RevlnConfig,
     tokenizer: Tokenizer,
     vectors: Tensor,
-    evidence: Sequence[Sequence[str]],
+    evidence: Sequence[Sequence[Evidence]],
 ) -> list[_Known]:
     """Read each picture's evidence: the ``max_evidence`` sentences that are nearest to it."""
-    rows = [tokenizer.encode(text.strip())[: config.text_tokens] for texts in evidence for text in texts]
+    rows = [tokenizer.encode(one.text.strip())[: config.text_tokens] for several in evidence for one in several]
     told = _unit(net, rows, vectors)
     out, start = [], 0
-    for vector, texts in zip(vectors, evidence, strict=True):
-        mine = told[start : start + len(texts)]  # (E, D)
-        start += len(texts)
+    for vector, several in zip(vectors, evidence, strict=True):
+        mine = told[start : start + len(several)]  # (E, D)
+        start += len(several)
         cosines = (mine @ vector).tolist()
-        order = sorted(range(len(texts)), key=lambda i: -cosines[i])[: config.max_evidence]
-        out.append(_Known(tuple(texts[i] for i in order), tuple(cosines[i] for i in order), mine[order]))
+        order = sorted(range(len(several)), key=lambda i: -cosines[i])[: config.max_evidence]
+        out.append(_Known(tuple(several[i] for i in order), tuple(cosines[i] for i in order), mine[order]))
     return out
 
 
 def _prompt(config: RevlnConfig, tokenizer: Tokenizer, known: _Known) -> list[int]:
     levels = config.evidence_levels
     told = [
-        (None if levels is None else bisect_right(levels, cosine), text)
-        for text, cosine in zip(known.texts, known.cosines, strict=True)
+        (None if levels is None else bisect_right(levels, cosine), one.text)
+        for one, cosine in zip(known.told, known.cosines, strict=True)
     ]
     return tokenizer.prompt(told, config.evidence_tokens)
 
@@ -172,20 +178,21 @@ def _as_told(
     prompts: Sequence[Sequence[int]],
     known: Sequence[_Known],
     options: CaptionOptions,
-) -> list[list[tuple[tuple[int, ...], float, bool]]]:
+) -> list[list[_Told]]:
     """Return the retrieved captions of a length that was asked for, with their log-probability after the prompt."""
     told = [
-        (i, ids)
+        (i, ids, one.score)
         for i, near in enumerate(known)
-        for ids in (tuple(tokenizer.encode(text.strip().rstrip(". "))) for text in near.texts)
+        for one in near.told
+        for ids in (tuple(tokenizer.encode(one.text.strip().rstrip(". "))),)
         if max(1, options.min_new_tokens) <= len(ids) <= options.max_new_tokens
     ]
-    out: list[list[tuple[tuple[int, ...], float, bool]]] = [[] for _ in known]
+    out: list[list[_Told]] = [[] for _ in known]
     if told:
-        owner = torch.tensor([i for i, _ in told], device=seen.device)
-        likely = net.captioner.log_probs(seen[owner], [prompts[i] for i, _ in told], [ids for _, ids in told])
-        for (i, ids), log_prob in zip(told, likely, strict=True):
-            out[i].append((ids, log_prob, True))
+        owner = torch.tensor([i for i, *_ in told], device=seen.device)
+        likely = net.captioner.log_probs(seen[owner], [prompts[i] for i, *_ in told], [ids for _, ids, _ in told])
+        for (i, ids, score), log_prob in zip(told, likely, strict=True):
+            out[i].append((ids, log_prob, score))
     return out
 
 

@@ -111,7 +111,7 @@ class RevlnModel:
         room = min(options.max_new_tokens, config.max_new_tokens)
         image = pixels(request.image, config.image_size)
         seed = seed_from(options.seed, image.numpy().tobytes())
-        told = tuple(one.text for one in request.evidence if one.text.strip())
+        told = tuple(one for one in request.evidence if one.text.strip())
         return PreparedCaption(image, told, tuple(prefix), replace(options, max_new_tokens=room), seed)
 
     def _unit(self, images: Tensor) -> Tensor:
