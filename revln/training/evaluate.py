@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from revln.errors import ValidationFailed
 from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Model, Operation
-from revln.training.data import Example, Pictures, read_captions
+from revln.training.data import Albums, Example, Pictures, read_captions
 from revln.training.metrics import score_captions
 from revln.training.recall import recall_both_ways
 
@@ -104,7 +104,11 @@ def _images(model: Model, examples: Sequence[Example], pictures: Pictures) -> np
 
 
 def run_model(
-    model: Model, operation: Operation, items: Sequence[Any], pictures: Pictures | None = None, quiet: bool = False
+    model: Model,
+    operation: Operation,
+    items: Sequence[Any],
+    pictures: Albums | Pictures | None = None,
+    quiet: bool = False,
 ) -> list[Any]:
     """All items in batches, in order. Items are file names where ``pictures`` is given for an image operation."""
     out: list[Any] = []

@@ -91,7 +91,7 @@ class Cider:
         for several in corpus:
             self._frequency.update(set().union(*(_all_grams(ref) for ref in several)))
         self._log_images = math.log(len(corpus))
-        # References are scored against again and again by self-critical training.
+        # References are scored against again and again, of every candidate.
         self._weighed: dict[tuple[str, ...], _Weighed] = {}
 
     def of(self, hyp: Words, references: Sequence[Words]) -> float:

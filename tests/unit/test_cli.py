@@ -210,9 +210,9 @@ def test_the_first_job_is_one_that_the_models_can_do(default: dict[str, object],
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("train", "batch=1 patience=0 epochs=-1 caption-epochs=-1 self-critical-epochs=-1 text-epochs=-1 threads=-1"),
+        ("train", "batch=1 patience=0 epochs=-1 caption-epochs=-1 text-epochs=-1 threads=-1"),
         ("train", "language-epochs=-1 train-size=31 learning-rate=0 hardest=-1 captioning=-1 save-every-s=-1 seed=-1"),
-        ("train", "time-limit-s=0 least-area=0 teaching=2 colour=2 word-dropout=1 freeze=20"),
+        ("train", "time-limit-s=0 least-area=0 teaching=2 colour=2 word-dropout=1 freeze=24 views=0 held-out=0"),
         ("eval", "num-beams=0 examples=-1 limit=0"),
     ],
 )

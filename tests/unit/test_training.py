@@ -31,30 +31,25 @@ from revln.cli.train import train
 from revln.errors import ValidationFailed
 from revln.images import ImageLimits, decode_image
 from revln.models.base import Operation
-from revln.models.registry import load_folder
 from revln.models.revln.card import RevlnConfig
 from revln.models.revln.decoder import Captioner
 from revln.models.revln.model import load
-from revln.models.revln.tokenizer import BOS, EOS, PAD, train_tokenizer
 from revln.training.calibrate import evidence_threshold, match_thresholds
-from revln.training.captions import Prompter, caption_loss
+from revln.training.captions import caption_loss
 from revln.training.contrast import contrastive_loss
 from revln.training.curves import Curves
-from revln.training.data import Example, Pictures, read_captions, read_extra_captions
-from revln.training.evaluate import run_model
-from revln.training.evidence import fit, honest_pool, nearest_captions
+from revln.training.data import Pictures, read_captions, read_extra_captions
 from revln.training.joint import without_some
 from revln.training.metrics import Cider, tokenize
 from revln.training.pixels import Augment, cache_pixels, may_be_mirrored
-from revln.training.self_critical import END, Begun, advantages, log_likelihoods, sample, words
 from revln.training.stage import Schedule, Stage, rng_of, run_stage
-from revln.training.teacher import Answers, Asked, Reader, Seer, fitted_scale, teaching_loss
+from revln.training.teacher import Seer, fitted_scale, teaching_loss
 from tests import pictures
 from tests.tiny_captioners import save_blip
 from tests.tiny_models import save_clip, save_sentence
 
 SIZES = {
-    "image_size": 64, "dim": 32, "vocab_size": 320, "text_embedding": 16, "text_hidden": 24,
+    "image_size": 64, "trunk": "mobilenet_v2", "dim": 32, "vocab_size": 320, "text_embedding": 16, "text_hidden": 24,
     "caption_width": 32, "caption_layers": 2, "caption_inner": 64,
 }  # fmt: skip
 COLOURS = ["red", "green", "blue", "white", "black", "yellow", "pink", "grey"]
@@ -79,7 +74,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(data: Path, out: Path, epochs: int = 1, *more: str) -> list[str]:
     files = {"data": "captions.jsonl", "images": ".", "extra-captions": "extra.tsv", "config": "sizes.json"}
     args = [part for name, file in files.items() for part in (f"--{name}", str(data / file))]
-    for name in ("epochs", "text-epochs", "language-epochs", "caption-epochs", "self-critical-epochs"):
+    for name in ("epochs", "text-epochs", "language-epochs", "caption-epochs"):
         args += [f"--{name}", str(epochs)]
     return [*args, "--out", str(out), "--batch", "4", "--train-size", "32", "--threads", "1", "--device", "cpu", *more]
 
@@ -107,7 +102,7 @@ def test_a_run_yields_a_folder_that_loads_and_its_curves(whole: Path) -> None:
     (vector,) = model.forward(Operation.EMBED_TEXT, [model.prepare(Operation.EMBED_TEXT, "a red square")])
     assert vector.shape == (32,)
     stages = [line.split(",")[0] for line in (whole / "curves.csv").read_text().splitlines()]
-    assert list(dict.fromkeys(stages)) == ["stage", "text", "language", "joint", "caption", "self-critical"]
+    assert list(dict.fromkeys(stages)) == ["stage", "text", "joint", "language", "caption"]
     assert (whole / "curves.png").stat().st_size > 1000
     assert (whole / "MODEL_CARD.md").is_file()
     assert set(model.info.match_min_score or {}) == {"text", "image"}
@@ -198,13 +193,13 @@ def test_extra_captions_without_pairs_teach_the_decoder_only(
     (tmp_path / "extra.tsv").write_text("image_id\tcaption\n" + rows + "\n")
     run(data, tmp_path / "out", 1, "--extra-captions", str(tmp_path / "extra.tsv"))
     stages = [line.split(",")[0] for line in (tmp_path / "out/curves.csv").read_text().splitlines()]
-    assert stages == ["stage", "language", "joint", "caption", "self-critical"]
+    assert stages == ["stage", "joint", "language", "caption"]
     assert "has two captions" in caplog.text
 
 
-@pytest.mark.parametrize("stage", ["joint", "self-critical"])
+@pytest.mark.parametrize("stage", ["joint", "caption"])
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(data: Path, whole: Path, tmp_path: Path, stage: str) -> None:
-    if stage == "self-critical":  # the stages before it are those of the other run
+    if stage == "caption":  # the stages before it are those of the other run
         shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
         (tmp_path / f"state/{stage}.pt").unlink()
     code = "import sys; from revln.cli.train import train; train(sys.argv[1:])"
@@ -247,7 +242,7 @@ def test_a_run_goes_on_from_a_trained_model(data: Path, whole: Path, tmp_path: P
     assert weights(further) != weights(whole)
     assert (further / "tokenizer.json").read_bytes() == (whole / "tokenizer.json").read_bytes()
     stages = [line.split(",")[0] for line in (further / "curves.csv").read_text().splitlines()]
-    assert stages == ["stage", "joint", "caption", "self-critical"]
+    assert stages == ["stage", "joint", "caption"]
     assert load("tiny", further, "cpu").info.license == "another"
 
 
@@ -295,12 +290,6 @@ def test_a_model_that_embeds_no_texts_is_no_teacher(data: Path, whole: Path, tmp
     assert "blip does not embed texts, so it cannot be a --teacher" in result.output
 
 
-def test_a_teacher_that_only_reads_needs_pictures_with_two_captions(tmp_path: Path) -> None:
-    model = load_folder(save_sentence(tmp_path / "sentence"), "cpu")
-    with pytest.raises(ValidationFailed, match="no picture of the dev split has two captions, which sentence, "):
-        Reader(model, [Example("a.png", ("a dog",), "dev"), Example("b.png", ("a cat",), "dev")])
-
-
 def test_a_teacher_sees_the_students_view_and_reads_each_caption_once(
     data: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,10 +309,9 @@ def test_a_teacher_sees_the_students_view_and_reads_each_caption_once(
     picture = Pictures(data)[dev[2].file].resize((64, 64))
     view = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
     calls.clear()
-    asked = Asked(["a red square", "grey", "a red square"], torch.tensor([0]), [["a red square"]])
-    found, between = teacher.answers(view, asked)
-    assert between is None
-    expected = torch.stack([vector(Operation.EMBED_TEXT, text) for text in asked.texts])
+    asked = ["a red square", "grey", "a red square"]
+    found = teacher.answers(view, asked)
+    expected = torch.stack([vector(Operation.EMBED_TEXT, text) for text in asked])
     cosine = vector(Operation.EMBED_IMAGE, picture)[None] @ expected.T
     scale = found[0, 0] / cosine[0, 0]
     assert scale > 0
@@ -332,48 +320,21 @@ def test_a_teacher_sees_the_students_view_and_reads_each_caption_once(
     assert calls == [(Operation.EMBED_IMAGE, 1), (Operation.EMBED_TEXT, 2), (Operation.EMBED_IMAGE, 1)]
 
 
-def test_a_teacher_that_only_reads_takes_a_pictures_other_captions_for_it(whole: Path) -> None:
-    model = load("tiny", whole, "cpu")
-    captions = (("a red square", "red", "the picture is red"), ("grey",), ("a blue square", "blue"))
-    teacher = Reader(model, [Example(str(i), texts, "dev") for i, texts in enumerate(captions)])
-    # Two captions of the first picture, one of each other, and one of no picture.
-    texts = ["a red square", "the picture is red", "grey", "blue", "pink"]
-    found, between = teacher.answers(torch.zeros(3, 3, 8, 8), Asked(texts, torch.tensor([0, 0, 1, 2]), captions))
-
-    def vector(text: str) -> torch.Tensor:
-        return torch.from_numpy(run_model(model, Operation.EMBED_TEXT, [text], quiet=True)[0])
-
-    def shown(picture: int, text: str) -> torch.Tensor:
-        others = [each for each in captions[picture] if each != text] or captions[picture]
-        return torch.nn.functional.normalize(sum(vector(each) for each in others), dim=0)  # type: ignore[arg-type]
-
-    cosine = torch.stack([torch.stack([shown(i, text) @ vector(text) for text in texts]) for i in range(3)])
-    torch.testing.assert_close(found / found[1, 2], cosine, atol=1e-4, rtol=1e-4)  # its only caption fits it wholly
-    assert between is not None
-    near = torch.stack([torch.stack([vector(a) @ vector(b) for b in texts]) for a in texts])
-    torch.testing.assert_close(between / between[0, 0], near, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("between", [False, True])
-def test_what_a_teacher_says_pulls_the_students_answers_to_it(between: bool) -> None:
-    """With ``between``, of texts and texts too; the student has other dimensions than its teachers."""
+def test_what_a_teacher_says_pulls_the_students_answers_to_it() -> None:
+    """The student has other dimensions than its teachers."""
     torch.manual_seed(0)
     unit = torch.nn.functional.normalize
 
-    def logits(scale: float, these: torch.Tensor, those: torch.Tensor) -> torch.Tensor:
-        return scale * unit(these) @ unit(those).T
+    def logits(scale: float, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        return scale * unit(images) @ unit(texts).T
 
-    def answers(scale: float, images: torch.Tensor, texts: torch.Tensor, text_scale: float) -> Answers:
-        return Answers(logits(scale, images, texts), logits(text_scale, texts, texts) if between else None)
-
-    wanted = [answers(scale, torch.randn(4, 6), torch.randn(9, 6), scale) for scale in (5.0, 20.0)]
+    wanted = [logits(scale, torch.randn(4, 6), torch.randn(9, 6)) for scale in (5.0, 20.0)]
     images, texts = torch.randn(4, 8, requires_grad=True), torch.randn(9, 8, requires_grad=True)
 
-    def loss(teachers: Sequence[Answers]) -> torch.Tensor:
-        return teaching_loss(unit(images), unit(texts), torch.tensor(10.0), torch.tensor(15.0), teachers)
+    def loss(teachers: Sequence[torch.Tensor]) -> torch.Tensor:
+        return teaching_loss(unit(images), unit(texts), torch.tensor(10.0), teachers)
 
-    same = answers(10.0, images.detach(), texts.detach(), 15.0)
-    assert loss([same]).item() == pytest.approx(0, abs=1e-6)
+    assert loss([logits(10.0, images.detach(), texts.detach())]).item() == pytest.approx(0, abs=1e-6)
     optimizer = torch.optim.Adam([images, texts], lr=0.05)
     losses = []
     for _ in range(300):
@@ -382,13 +343,9 @@ def test_what_a_teacher_says_pulls_the_students_answers_to_it(between: bool) -> 
         torch.autograd.backward(value)
         optimizer.step()
         losses.append(value.item())
-    # Eight dimensions do not hold all that two teachers say of texts, too.
-    assert losses[-1] < (0.1 if between else 0.05) * losses[0]
-    mean = torch.stack([one.pictures.softmax(dim=1) for one in wanted]).mean(dim=0)
+    assert losses[-1] < 0.05 * losses[0]
+    mean = torch.stack([one.softmax(dim=1) for one in wanted]).mean(dim=0)
     torch.testing.assert_close(logits(10.0, images, texts).softmax(dim=1), mean, atol=0.1, rtol=0)
-    if between:
-        near = torch.stack([one.texts[0, 1:].softmax(dim=0) for one in wanted if one.texts is not None]).mean(dim=0)
-        torch.testing.assert_close(logits(15.0, texts, texts)[0, 1:].softmax(dim=0), near, atol=0.15, rtol=0)
 
 
 def test_a_teachers_scale_is_that_of_its_doubt() -> None:
@@ -695,47 +652,6 @@ def test_a_decoding_that_fails_leaves_no_file(data: Path, tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sample_is_rewarded_for_beating_the_other_samples_of_its_picture() -> None:
-    got = advantages(np.array([1.0, 2.0, 3.0, 5.0, 5.0, 5.0]), 3)
-    assert got.tolist() == pytest.approx([-1.5, 0.0, 1.5, 0.0, 0.0, 0.0])
-
-
-def test_samples_are_as_likely_as_teacher_forcing_says() -> None:
-    torch.manual_seed(0)
-    captioner = Captioner(8, 4, vocab_size=20, positions=32, width=16, layers=2, heads=2, inner=16).eval()
-    for weight in captioner.parameters():  # far from uniform, so that a wrong prompt or picture shows
-        torch.nn.init.normal_(weight, std=0.3)
-    seen, prompts = captioner.look(torch.randn(3, 4, 8)), [[1, 7, 8, 9], [1, 7], [1, 9, 9, 8, 7, 6]]
-    told = sample(Begun.of(captioner, seen, prompts, 8), most=12)
-    assert len(told) == 24
-    assert len(set(map(len, told))) > 3  # rows end at different steps, so that the shorter ones were left behind
-    assert all(EOS not in row[:-1] and PAD not in row for row in told)
-    ended = [i for i, row in enumerate(told) if row[-1] == EOS]
-    got = log_likelihoods(Begun.of(captioner, seen, prompts, 8), told)
-    for i in ended:
-        one = caption_loss(captioner, seen[i // 8, None], [prompts[i // 8]], [told[i][:-1]]) * len(told[i])
-        assert -got[i].item() == pytest.approx(one.item(), abs=1e-3)
-
-
-def test_sampling_draws_as_often_as_is_likely() -> None:
-    torch.manual_seed(0)
-    captioner = Captioner(8, 4, vocab_size=8, positions=8, width=16, layers=1, heads=2, inner=16).eval()
-    torch.nn.init.normal_(captioner.gpt2.transformer.wte.weight, std=0.7)
-    begun = Begun.of(captioner, captioner.look(torch.randn(1, 4, 8)), [[1, 7]], 4000)
-    chances = begun.logits[0, 0].softmax(dim=0)
-    drawn = np.bincount([row[0] for row in sample(begun, most=1)], minlength=8) / 4000
-    allowed = [token for token in range(8) if token not in (PAD, BOS)]
-    assert drawn[allowed] == pytest.approx((chances / chances[allowed].sum()).detach().numpy()[allowed], abs=0.03)
-
-
-def test_a_caption_that_breaks_off_is_rewarded_less() -> None:
-    tokenizer = train_tokenizer(["a dog runs in the snow"], 300)
-    ids, told = tokenizer.encode("a dog runs"), [["a", "dog", "runs", END], ["a", "dog", "runs", "in", "a", END]]
-    scorer = Cider([told, [["a", "cat", END]], [["the", "snow", END]]])
-    assert words(tokenizer, ids) == ["a", "dog", "runs"]
-    assert scorer.of(words(tokenizer, [*ids, EOS]), told) > scorer.of(words(tokenizer, ids), told)
-
-
 def test_cider_of_a_caption_is_higher_the_more_it_says_what_others_do_not() -> None:
     corpus = [[tokenize(text) for text in texts] for texts in (["a red dog runs"], ["a cat sits"], ["a cat jumps"])]
     scorer = Cider(corpus)
@@ -756,15 +672,6 @@ def test_thresholds_let_one_unrelated_item_in_a_hundred_pass() -> None:
     assert 0 <= (nearest < evidence_threshold(images[:100], images[100:])).sum() <= 2
 
 
-def test_evidence_is_drawn_from_as_many_as_make_it_fit_no_better_than_an_unseen_pictures() -> None:
-    captions = [["a red dog"]]
-    shown = [["a red dog"] * 6 + ["blue cars drive by"] * 26]
-    assert fit(captions, [["a red dog", "a cat"]]) == pytest.approx(0.75)
-    assert honest_pool(captions, shown, wanted=1.0, least=4) == 4
-    assert honest_pool(captions, shown, wanted=0.75, least=4) == 8
-    assert honest_pool(captions, shown, wanted=0.0, least=4) == 32
-
-
 def test_captions_of_one_picture_are_not_each_others_negatives() -> None:
     unit = torch.nn.functional.normalize
     images, owner = unit(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), dim=1), torch.tensor([0, 0, 1])
@@ -780,34 +687,13 @@ def test_captions_of_one_picture_are_not_each_others_negatives() -> None:
 
 def test_caption_loss_is_that_of_each_caption_alone() -> None:
     torch.manual_seed(0)
-    captioner = Captioner(8, 4, vocab_size=50, positions=32, width=16, layers=1, heads=2, inner=16).eval()
-    seen = captioner.look(torch.randn(2, 4, 8))
+    captioner = Captioner(
+        8, 4, vocab_size=50, positions=32, width=16, layers=1, heads=2, inner=16, dim=6, vector_tokens=2
+    ).eval()
+    seen = captioner.look(torch.randn(2, 4, 8), torch.randn(2, 6))
     prompts, targets = [[1, 7, 8, 9], [1, 7]], [[10, 11], [12, 13, 14, 15]]
     together = caption_loss(captioner, seen, prompts, targets)
     alone = [
         caption_loss(captioner, seen[i : i + 1], [prompts[i]], [targets[i]]) * (len(targets[i]) + 1) for i in (0, 1)
     ]
     assert together.item() == pytest.approx(sum(loss.item() for loss in alone) / 8, abs=1e-5)
-
-
-def test_a_pictures_own_captions_are_never_its_evidence() -> None:
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(6, 4)).astype(np.float32)
-    owner = [i for i in range(6) for _ in range(3)]
-    near = nearest_captions(images, images[owner], owner, 5)
-    assert [len(row) for row in near] == [5] * 6
-    # Of more than there are of others, all of the others.
-    most = nearest_captions(images, images[owner], owner, 99)
-    assert [len(row) for row in most] == [15] * 6
-    for rows in (near, most):
-        assert all(owner[j] != i for i, row in enumerate(rows) for j in row)
-        for image, row in zip(images, rows, strict=True):
-            assert (np.diff(images[owner][row] @ image) <= 1e-6).all()
-
-
-def test_prompts_drop_their_evidence_now_and_then() -> None:
-    prompter = Prompter(train_tokenizer(["a dog", "similar:", "this picture shows:"], 300), most=4, each=6)
-    rng = np.random.default_rng(0)
-    bare = prompter.tokenizer.prompt((), 6)
-    share = np.mean([prompter(rng, ["a dog", "two dogs"], 4) == bare for _ in range(400)])
-    assert 0.18 < share < 0.32

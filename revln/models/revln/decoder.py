@@ -51,6 +51,7 @@ class Captioner(nn.Module):
         super().__init__()
         self.project = nn.Linear(channels, width)
         self.vector_tokens = vector_tokens
+        self.centre: Tensor
         if vector_tokens:
             self.register_buffer("centre", torch.zeros(dim))  # the mean of pictures' vectors
             self.from_vector = nn.Sequential(
