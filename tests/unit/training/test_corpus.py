@@ -23,7 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_training_data(tmp_path_factory.mktemp("squares"))
 
 
-def options(data: Path, **more: object) -> TrainOptions:
+def options(data: Path, /, **more: object) -> TrainOptions:
     files: dict[str, object] = {"data": (data / "captions.jsonl",), "images": (data,)}
     files |= {"labels": (data / "items.jsonl",), "label_images": (data,)}
     return TrainOptions(out=data / "out", **(files | more))  # type: ignore[arg-type]
