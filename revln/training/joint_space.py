@@ -1,4 +1,4 @@
-"""How the joint space is learned, by what there is to learn from: captions and names, or teachers."""
+"""How the joint space is learned, by what there is to learn from: captions and names, teachers, a few new names."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from revln.errors import ValidationFailed
 from revln.models.base import Operation
 from revln.models.registry import describe_folder, load_folder
 from revln.training.classes import Classes, class_chances, read_classes
+from revln.training.few import KEPT_VIEWS, few_stage, wise
 from revln.training.image import Head, SpaceData, image_stage
 from revln.training.imitate import imitate_stage
 from revln.training.joint import JointData, JointOptions, Told, joint_stage, text_stage
@@ -23,7 +24,7 @@ from revln.training.names import Names
 from revln.training.sentences import read_sentences
 from revln.training.setting import Setting, Vectors
 from revln.training.teacher import Seer, Teacher, check_teacher
-from revln.training.views import Views, array_name
+from revln.training.views import Views, array_name, seen_vectors
 
 __all__ = ["train_joint_space"]
 
@@ -44,6 +45,9 @@ def train_joint_space(setting: Setting) -> None:
     _check(setting, readers, seers)
     # Before a stage changes the trunk: the classifier is of the published one.
     classes = read_classes(options.classes, setting.backbone) if options.classes else None
+    if options.init and not setting.corpus.captioned and not options.teachers:
+        _by_a_few(setting)
+        return
     if readers:
         _by_readers(setting, readers, classes)
     else:
@@ -175,3 +179,26 @@ def _chances(setting: Setting, classes: Classes | None, views: Views) -> npt.NDA
         return None
     of = [str(len(setting.pixels)), array_name(setting.pixels), str(setting.options.freeze), str(setting.options.views)]
     return class_chances(classes, views.whole(), of, setting.cache)
+
+
+def _by_a_few(setting: Setting) -> None:
+    """New names for a trained model, by a few pictures of each."""
+    options, text = setting.options, setting.net.text
+    views = setting.fresh(setting.augment(setting.config.image_size))
+    setting.net.eval()
+    vectors = seen_vectors(views, KEPT_VIEWS, len(setting.pixels), setting.config.mirror)
+    start = {name: tensor.clone() for name, tensor in text.state_dict().items()}
+    setting.run(
+        few_stage(
+            text,
+            setting.tokenizer,
+            setting.corpus.labelled,
+            vectors,
+            options.joint_epochs,
+            options.seed,
+            setting.measure,
+            setting.dev_space.best_by,
+            setting.device,
+        )
+    )
+    wise(text, start)

@@ -22,6 +22,7 @@ _SPACE = (
 _OWN = {
     "text": ("init", "teachers", "classes"),
     "image": (*_SPACE, "train_size", "classes"),
+    "few": (*_SPACE,),
     "joint": (*_SPACE, "teaching", "train_size", "hardest", "captioning"),
     "language": ("init",),
     "caption": ("init",),

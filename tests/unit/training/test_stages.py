@@ -14,7 +14,7 @@ import pytest
 import torch
 import torchvision
 from click.testing import CliRunner
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from revln.cli.train import train
 from revln.models.base import Operation
@@ -88,6 +88,20 @@ def test_a_run_under_an_encoder_that_was_killed_goes_on_to_the_same_weights(
     data: Path, taught: Path, tmp_path: Path, stage: str
 ) -> None:
     kill_and_go_on(stage, taught, tmp_path, lambda *more: under_an_encoder(data, tmp_path, *more))
+
+
+def test_labels_alone_teach_a_trained_model_new_names(data: Path, whole: Path, tmp_path: Path) -> None:
+    rows = [{"file": f"{i}.png", "source": "mine", "labels": [f"zyx{i}"], "split": "train"} for i in range(4)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    files = ["--labels", str(tmp_path / "mine.jsonl"), "--label-images", str(data), "--device", "cpu"]
+    args = ["--init", str(whole), *files, "--epochs", "2", "--threads", "1", "--out", str(tmp_path / "out")]
+    run_train(args)
+    assert stages_of(tmp_path / "out") == ["few"]
+    before, after = (load_file(folder / "model.safetensors") for folder in (whole, tmp_path / "out"))
+    changed = {name.partition(".")[0] for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed == {"text"}
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config == json.loads((whole / "config.json").read_text())
 
 
 def test_views_are_kept_for_frozen_blocks_and_classes_told_by_an_encoder(data: Path, tmp_path: Path) -> None:
