@@ -6,6 +6,7 @@ RUN python -m venv /opt/revln
 ENV PATH=/opt/revln/bin:$PATH
 
 # The locked dependencies first: they change less often than the code, and are nearly all of the size.
+# What tests need (requirements-dev.lock) is not among them.
 COPY requirements.lock /src/requirements.lock
 RUN pip install --require-hashes --requirement /src/requirements.lock
 

@@ -1,4 +1,4 @@
-"""The form of what the API answers, for openapi.json and /docs. Tests hold real answers to it; no route runs it."""
+"""The form of what the API answers: openapi.json, /docs and `api.views` are made from it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from revln.jobs.state import ChunkState, JobStatus
 
 __all__ = [
     "RESULTS",
+    "AttemptAnswer",
+    "AuditEntryAnswer",
     "AuditPage",
+    "ChunkAnswer",
     "CollectionAnswer",
     "CollectionPage",
     "CollectionsAnswer",
@@ -39,6 +42,7 @@ __all__ = [
     "Problem",
     "ReadyAnswer",
     "ReplayAnswer",
+    "SecretAnswer",
     "SecretsAnswer",
     "SnapshotAnswer",
     "SnapshotsAnswer",
@@ -288,6 +292,11 @@ class ModelInWorker(_Answer):
     error: ItemFailure | None = None
 
 
+class PromptsAnswer(_Answer):
+    query: str = Field(description="What stands before a text that is asked with.")
+    document: str = Field(description="What stands before a text that is found.")
+
+
 class ModelAnswer(_Answer):
     name: str
     default: bool
@@ -296,6 +305,10 @@ class ModelAnswer(_Answer):
     dim: int | None = None
     fingerprint: str | None = None
     joint_fingerprint: str | None = None
+    max_tokens: int | None = Field(
+        None, description="Of a text, with its prompt and what the model adds; longer is cut."
+    )
+    prompts: PromptsAnswer | None = Field(None, description="Of a sentence encoder.")
     parameters: int | None = None
     license: str | None = None
     loaded: bool | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -33,8 +33,7 @@ from api.routes import (
 )
 from api.state import ApiState
 from revln import __version__
-from revln.access import is_loopback
-from revln.errors import SettingsError
+from revln.exposure import require_api_key
 from revln.settings import Settings
 from revln.telemetry import configure_logging
 
@@ -68,7 +67,7 @@ class _App(FastAPI):
 
 def _describe_problems(responses: dict[str, Any]) -> None:
     """Every route may answer 503; and FastAPI gives a problem the media type of the route's good answer."""
-    problem = {"application/problem+json": next(iter(responses["4XX"]["content"].values()))}
+    problem = {problems.PROBLEM_TYPE: next(iter(responses["4XX"]["content"].values()))}
     responses["4XX"]["content"] = problem
     away = responses.setdefault("503", {"description": "A part of the service is away, or has too much at hand"})
     away["content"] = away.get("content", {}) | problem
@@ -77,25 +76,21 @@ def _describe_problems(responses: dict[str, Any]) -> None:
     }
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, make_state: Callable[[Settings], ApiState] = ApiState) -> FastAPI:
     """Build the application; without settings, from the environment (uvicorn's ``--factory``).
 
     Raises:
         SettingsError: it would listen beyond this machine without a key.
     """
     settings = settings or Settings.from_env()
-    if not settings.api_key.get_secret_value() and not is_loopback(settings.api_host):
-        raise SettingsError(
-            f"REVLN_API_HOST={settings.api_host} is reachable from other machines: set REVLN_API_KEY, or listen on "
-            "127.0.0.1."
-        )
+    require_api_key(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         configure_logging(settings)
         # Routes run in this pool. Waiting clients are coroutines and take none of it.
         anyio.to_thread.current_default_thread_limiter().total_tokens = settings.api_threads
-        state = ApiState(settings)
+        state = make_state(settings)
         app.state.revln = state
         await state.start()
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -42,7 +43,7 @@ class RequireKey:
         except RevlnError as err:
             await problem_response(err, scope["path"])(scope, receive, send)
             return
-        address = scope["client"][0] if scope.get("client") else None
+        address = _address_of(scope)
         scope.setdefault("state", {})["caller"] = caller.at(address)
         await self._app(scope, receive, send)
 
@@ -62,6 +63,14 @@ class RequireKey:
                 f"Pages of {origin[:80]!r} may not use this API. Name the origin in REVLN_CORS_ORIGINS, or set "
                 "REVLN_API_KEY."
             )
+
+
+def _address_of(scope: Scope) -> str | None:
+    """Who asks, as a proxy says or as the socket does. Text that is no address does not come into the audit log."""
+    try:
+        return str(ip_address(scope["client"][0])) if scope.get("client") else None
+    except ValueError:
+        return None
 
 
 def _name_of(url: str) -> str:

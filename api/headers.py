@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -29,6 +31,9 @@ _HEADERS = {
 }
 
 
+_MOVED = 307
+
+
 class SecureHeaders:
     """ASGI wrapper around everything, the answer to an unexpected error included."""
 
@@ -39,6 +44,9 @@ class SecureHeaders:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
+                if message["status"] == _MOVED and "location" in headers:
+                    # To the same path without its slash. Starlette writes the Host that it was sent before it.
+                    headers["location"] = urlsplit(headers["location"])._replace(scheme="", netloc="").geturl()
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)

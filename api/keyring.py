@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 
 from revln.access import ALL_SCOPES, DEFAULT_TENANT, OWNER, Caller, is_loopback, parse_key, same_secret
@@ -22,6 +23,7 @@ __all__ = ["KeyRing"]
 _FRESH_S = 2.0  # how long a key that was revoked may still be taken
 _MOST = 10_000  # keys remembered, those that do not exist among them
 _NOTE_S = 60.0  # between two notes of which keys were used
+_THREADS = 2  # a look-up takes a fraction of a millisecond
 
 _BOOTSTRAP = Caller(DEFAULT_TENANT, "bootstrap", ALL_SCOPES)
 
@@ -33,7 +35,10 @@ class _Known:
 
 
 class KeyRing:
-    """Used by the event loop's thread alone; only lookups and notes go to another one."""
+    """Used by the event loop's thread alone; only lookups and notes go to another one.
+
+    Those threads are its own: neither slow routes nor strangers, who can make up keys, keep a known key waiting.
+    """
 
     def __init__(self, db: Database, settings: Settings) -> None:
         self._db = db
@@ -44,6 +49,7 @@ class KeyRing:
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._used: dict[str, float] = {}
         self._task: asyncio.Task[None] | None = None
+        self._threads, self._strangers = CapacityLimiter(_THREADS), CapacityLimiter(_THREADS)
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._keep_noting())
@@ -94,7 +100,8 @@ class KeyRing:
         if known is not None and time.monotonic() - known.at < _FRESH_S:
             return known.found
         asked_at = time.monotonic()  # before the answer is read: it may be old by the time it is here
-        found = await run_sync(self._look_up, key_id)
+        threads = self._threads if known is not None and known.found is not None else self._strangers
+        found = await run_sync(self._look_up, key_id, limiter=threads)
         self._known[key_id] = _Known(found, asked_at)
         self._known.move_to_end(key_id)
         if len(self._known) > _MOST:
@@ -110,7 +117,7 @@ class KeyRing:
         if self._may_be_open and time.monotonic() - self._looked_at >= _FRESH_S:
             asked_at = time.monotonic()
             try:
-                self._may_be_open = not await run_sync(self._any_keys)
+                self._may_be_open = not await run_sync(self._any_keys, limiter=self._threads)
             except Unavailable:
                 if self._looked_at == float("-inf"):
                     raise  # never seen to be open
@@ -132,4 +139,5 @@ class KeyRing:
             return
         now = time.monotonic()
         with contextlib.suppress(RevlnError):  # the database is away; the next use will be noted
-            await run_sync(set_used, self._db, {key_id: now - at for key_id, at in used.items()})
+            used_s_ago = {key_id: now - at for key_id, at in used.items()}
+            await run_sync(set_used, self._db, used_s_ago, limiter=self._threads)

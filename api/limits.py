@@ -25,8 +25,15 @@ _SHARE = 4  # of the memory for all bodies, one may take a quarter
 class LimitBody:
     """ASGI middleware that answers 413, 408 or 503 once a body is too large, too slow, or too much beside others."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        grace_s: float = _GRACE_S,
+        least_bytes_per_s: int = _LEAST_BYTES_PER_S,
+    ) -> None:
         self._app = app
+        self.grace_s, self.least_bytes_per_s = grace_s, least_bytes_per_s
         self._settings = settings
         self.held_bytes = 0  # by all bodies under way, as parsed
 
@@ -92,7 +99,7 @@ class _Body:
 
     @property
     def _allowed_s(self) -> float:
-        return _GRACE_S + self._seen / _LEAST_BYTES_PER_S
+        return self._all.grace_s + self._seen / self._all.least_bytes_per_s
 
     def _count(self, piece: bytes) -> None:
         self._seen += len(piece)
@@ -128,8 +135,8 @@ class _Body:
 
     def _too_slow(self) -> BodyTooSlow:
         return BodyTooSlow(
-            f"{self._seen:,} bytes of the body came in {self._allowed_s:.0f} s: {_GRACE_S:g} s are waited, and one "
-            f"more for every {_LEAST_BYTES_PER_S:,} bytes. Send it faster, or in smaller parts."
+            f"{self._seen:,} bytes of the body came in {self._allowed_s:.0f} s: {self._all.grace_s:g} s are waited, "
+            f"and one more for every {self._all.least_bytes_per_s:,} bytes. Send it faster, or in smaller parts."
         )
 
     def _too_many_values(self) -> PayloadTooLarge:

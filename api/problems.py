@@ -34,11 +34,11 @@ from revln.errors import (
     ValidationFailed,
 )
 
-__all__ = ["STATUS", "MalformedJson", "install", "invalid", "problem_response", "status_of"]
+__all__ = ["PROBLEM_TYPE", "STATUS", "MalformedJson", "install", "invalid", "problem", "problem_response", "status_of"]
 
 log = logging.getLogger(__name__)
 
-_TYPE = "application/problem+json"
+PROBLEM_TYPE = "application/problem+json"
 _MOST_ERRORS = 100  # a body of ten thousand bad items needs no answer of a megabyte
 _RETRY_AFTER_S = 2  # for 503: a database or Redis that restarts is back within seconds
 
@@ -89,17 +89,17 @@ def problem_response(error: RevlnError, instance: str) -> JSONResponse:
         headers["Retry-After"] = str(error.retry_after_s)
     elif status_of(error) == 503:
         headers["Retry-After"] = str(_RETRY_AFTER_S)
-    return _problem(
-        status_of(error), f"urn:revln:problem:{error.code}", error.code, error.default_message, error.message, instance,
-        headers, **more,
-    )  # fmt: skip
+    body = problem(status_of(error), error.code, error.default_message, error.message)
+    return _response({**body, "instance": instance, **more}, headers)
 
 
-def _problem(
-    status: int, type_: str, code: str, title: str, detail: str, instance: str, headers: dict[str, str], **more: Any
-) -> JSONResponse:
-    body = {"type": type_, "title": title, "status": status, "code": code, "detail": detail, "instance": instance}
-    return JSONResponse({**body, **more}, status, headers, media_type=_TYPE)
+def problem(status: int, code: str, title: str, detail: str) -> dict[str, Any]:
+    """Return what every problem (RFC 9457) says, wherever it is written."""
+    return {"type": f"urn:revln:problem:{code}", "title": title, "status": status, "code": code, "detail": detail}
+
+
+def _response(body: dict[str, Any], headers: dict[str, str]) -> JSONResponse:
+    return JSONResponse(body, body["status"], headers, media_type=PROBLEM_TYPE)
 
 
 def invalid(pointer: str, detail: str) -> ValidationFailed:
@@ -128,7 +128,8 @@ def install(app: FastAPI) -> None:
         headers = dict(err.headers or {})
         if err.status_code == 405:
             headers["Allow"] = ", ".join(_methods(request))
-        return _problem(err.status_code, "about:blank", code, title, detail, request.url.path, headers)
+        body = problem(err.status_code, code, title, detail) | {"type": "about:blank", "instance": request.url.path}
+        return _response(body, headers)
 
     async def unexpected(request: Request, err: Exception) -> JSONResponse:
         log.exception("%s %s failed", request.method, request.url.path, exc_info=err)

@@ -14,14 +14,13 @@ from typing import Any
 from limits import RateLimitItemPerSecond
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
-from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.problems import problem_response
 from revln.access import Caller
-from revln.broker import redis_url
 from revln.errors import RateLimited
+from revln.redis_clients import redis_pool_async
 from revln.settings import Settings
 
 __all__ = ["LimitRate", "Rates"]
@@ -36,10 +35,10 @@ _AGAIN_S = 5.0  # until Redis is asked again after it did not answer
 class Rates:
     """For one process; made within its event loop's thread, asked from its coroutines."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, window_s: int = _WINDOW_S) -> None:
+        self._window_s = window_s
         self._per_s = settings.requests_per_s
-        url = redis_url(settings)
-        self._pool = ConnectionPool.from_url(url, socket_timeout=_ANSWER_S, socket_connect_timeout=_ANSWER_S)
+        self._pool = redis_pool_async(settings, socket_timeout=_ANSWER_S, socket_connect_timeout=_ANSWER_S)
         options: dict[str, Any] = {"connection_pool": self._pool}
         # The scheme only tells it that this is Redis; where it is, the pool knows.
         shared = RedisStorage("redis://", implementation="redispy", key_prefix="revln:rate", **options)
@@ -55,7 +54,7 @@ class Rates:
         per_s = caller.requests_per_s or self._per_s
         if not per_s:
             return
-        item = RateLimitItemPerSecond(max(1, round(per_s * _WINDOW_S)), _WINDOW_S)
+        item = RateLimitItemPerSecond(max(1, round(per_s * self._window_s)), self._window_s)
         whose = (caller.tenant, caller.key_id or "")
         if time.monotonic() >= self._shared_from:
             try:

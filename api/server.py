@@ -12,6 +12,9 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from api.problems import PROBLEM_TYPE, problem, problem_response
+from revln.errors import Unavailable
+
 __all__ = ["GuardedHttp"]
 
 _HEAD_BYTES = 64 * 2**10  # a Last-Event-ID, a key and a filter in the query are some kilobytes
@@ -68,6 +71,10 @@ class GuardedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._progress = True
         self._head_came()
+        if [name for name, _ in self.headers].count(b"host") > 1:
+            # Two servers in a row may each believe another one.
+            self._refuse(400, "bad_request", "A request has one Host header; this one had more. Send one.")
+            return
         self.app = self._answer_busy if self._crowded(1) else self.config.loaded_app
         super().on_headers_complete()
 
@@ -91,15 +98,10 @@ class GuardedHttp(HttpToolsProtocol):
         if scope["path"] == _ALIVE:
             await self.config.loaded_app(scope, receive, send)
             return
-        body = _problem(
-            503,
-            "unavailable",
-            f"More than {self._most:,} connections are open (REVLN_MAX_CONNECTIONS). Ask again soon.",
-        )
-        headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode()),
-                   (b"retry-after", b"2"), (b"connection", b"close")]  # fmt: skip
-        await send({"type": "http.response.start", "status": 503, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        most = f"More than {self._most:,} connections are open (REVLN_MAX_CONNECTIONS). Ask again soon."
+        response = problem_response(Unavailable(most), scope["path"])
+        response.headers["Connection"] = "close"
+        await response(scope, receive, send)
 
     def _await_head(self) -> None:
         if self._timer is None:
@@ -113,14 +115,8 @@ class GuardedHttp(HttpToolsProtocol):
 
     def _refuse(self, status: int, code: str, detail: str) -> None:
         if not self.transport.is_closing():
-            body = _problem(status, code, detail)
-            head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/problem+json\r\n"
+            title = HTTPStatus(status).phrase
+            body = json.dumps(problem(status, code, title, detail)).encode()
+            head = f"HTTP/1.1 {status} {title}\r\nContent-Type: {PROBLEM_TYPE}\r\n"
             self.transport.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
             self.transport.close()
-
-
-def _problem(status: int, code: str, detail: str) -> bytes:
-    title = HTTPStatus(status).phrase
-    return json.dumps(
-        {"type": f"urn:revln:problem:{code}", "title": title, "status": status, "code": code, "detail": detail}
-    ).encode()

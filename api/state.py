@@ -7,8 +7,10 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from api.keyring import KeyRing
+from api.pool import SlowWork
 from api.publisher import Publisher
 from api.rates import Rates
+from api.thumbnails import ThumbnailCache
 from api.waiting import Waiter
 from revln.blobs import BlobStore
 from revln.broker import Dispatcher
@@ -20,22 +22,28 @@ from revln.uploads import Uploads
 
 __all__ = ["ApiState", "State"]
 
+_PICTURES_WAITING = 64  # of one tenant: a page's thumbnails, asked for at once
+
 
 class ApiState:
     """Built when the application starts, in the process that serves."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, catalog: ModelCatalog | None = None, waiter: Waiter | None = None) -> None:
         self.settings = settings
         self.db = Database(settings.resolved_database_url)
         self.blobs = BlobStore(settings.resolved_blob_url)
         self.uploads = Uploads(self.db, self.blobs)
         self.keys = KeyRing(self.db, settings)
-        self.catalog = ModelCatalog(settings.models, settings.default_model)
+        self.catalog = catalog or ModelCatalog(settings.models, settings.default_model)
         self.image_limits = ImageLimits(max_pixels=settings.max_image_pixels, memory_bytes=settings.image_memory_bytes)
+        # One more than there are cores: a tenant may have all of these and still leaves a thread to the others.
+        self.pictures = SlowWork("pictures", settings.cores + 1, _PICTURES_WAITING)
+        self.thumbnails = ThumbnailCache()
         self.dispatcher = Dispatcher(settings, self.db)
         self.publisher = Publisher(self.dispatcher)
-        self.waiter = Waiter(settings)
+        self.waiter = waiter or Waiter(settings)
         self.rates = Rates(settings)
+        self.canary_s = 5.0  # within which a worker must answer for the API to be ready
 
     async def start(self) -> None:
         self.publisher.start()

@@ -1,4 +1,4 @@
-"""How rows read as JSON."""
+"""How rows read as JSON: in the forms of `api.answers`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,38 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+from pydantic import BaseModel
+
+from api.answers import (
+    AttemptAnswer,
+    AuditEntryAnswer,
+    ChunkAnswer,
+    CollectionAnswer,
+    DeliveryAnswer,
+    DeliveryDetail,
+    GenerationAnswer,
+    JobAnswer,
+    KeyAnswer,
+    SnapshotAnswer,
+)
 from revln.broker import task_id
 from revln.db.access.audit import AuditEntry
 from revln.db.access.keys import ApiKey
 from revln.db.collections.collections import Collection
 from revln.db.collections.snapshots import Snapshot
+from revln.db.jobs.lists import ChunkInfo
 from revln.db.jobs.read import Job
 from revln.db.webhooks.log import LoggedDelivery
-from revln.jobs.state import JobStatus
+from revln.errors import ItemError
+from revln.jobs.kinds import KINDS
+from revln.jobs.state import ChunkState, JobStatus
 from revln.settings import Settings
 from revln.timestamps import timestamp
 
 __all__ = [
     "audit_view",
+    "chunk_view",
     "collection_view",
     "delivery_view",
     "etag",
@@ -29,6 +48,7 @@ __all__ = [
     "key_view",
     "matches",
     "result_view",
+    "shown",
     "snapshot_view",
 ]
 
@@ -44,40 +64,31 @@ def matches(tag: str, if_none_match: str | None) -> bool:
     return "*" in given or tag.removeprefix("W/") in given
 
 
+def shown(form: type[BaseModel], row: Any, **more: Any) -> dict[str, Any]:
+    """Return a row in the form of an answer: its fields by their names, times as text. ``more``: what is named else."""
+    fields = {name: getattr(row, name) for name in form.model_fields if name not in more}
+    return {name: timestamp(value) if name.endswith("_at") else value for name, value in fields.items()} | more
+
+
 def job_view(job: Job, settings: Settings, queue_position: int | None = None) -> dict[str, Any]:
     base = f"{settings.public_url.rstrip('/')}/v1/jobs/{job.id}"
     done_items = job.succeeded + job.failed
     flower = settings.flower_url.rstrip("/")
-    return {
-        "id": job.id,
-        "kind": job.kind,
-        "status": job.status.value,
-        "done": job.status.done,
-        "priority": job.priority,
-        "model": job.model,
-        "model_fingerprint": job.model_fingerprint,
-        "collection": job.collection,
-        "counts": {"total": job.total, "succeeded": job.succeeded, "failed": job.failed},
-        "progress": round(done_items / job.total, 4) if job.total else 1.0,
-        "queue_position": queue_position,
-        "eta_s": _eta_s(job, done_items),
-        "created_at": timestamp(job.created_at),
-        "started_at": timestamp(job.started_at),
-        "finished_at": timestamp(job.finished_at),
-        "cancel_requested_at": timestamp(job.cancel_requested_at),
-        "deadline_at": timestamp(job.deadline_at),
-        "expires_at": timestamp(job.expires_at),
-        "error": job.error,
-        "metadata": job.metadata,
-        "webhook": {"url": job.webhook["url"], "events": job.webhook["events"]} if job.webhook else None,
-        "urls": {
+    return shown(
+        JobAnswer,
+        job,
+        done=job.status.done,
+        counts={"total": job.total, "succeeded": job.succeeded, "failed": job.failed},
+        progress=round(done_items / job.total, 4) if job.total else 1.0,
+        queue_position=queue_position,
+        eta_s=_eta_s(job, done_items),
+        webhook={"url": job.webhook["url"], "events": job.webhook["events"]} if job.webhook else None,
+        urls={
             "self": base,
-            "cancel": f"{base}/cancel",
-            "result": f"{base}/result",
-            "events": f"{base}/events",
+            **{name: f"{base}/{name}" for name in ("cancel", "result", "events")},
             "flower": f"{flower}/task/{task_id(job.id, 0)}" if flower else None,
         },
-    }
+    )
 
 
 def _eta_s(job: Job, done_items: int) -> float | None:
@@ -89,75 +100,47 @@ def _eta_s(job: Job, done_items: int) -> float | None:
 
 
 def collection_view(collection: Collection) -> dict[str, Any]:
-    return {
-        "name": collection.name,
-        "model": collection.model or None,
-        "model_fingerprint": collection.model_fingerprint,
-        "dim": collection.dim,
-        "count": collection.count,
-        "head_seq": collection.head_seq,
-        "metadata": collection.metadata,
-        "created_at": timestamp(collection.created_at),
-        "updated_at": timestamp(collection.updated_at),
-    }
+    return shown(CollectionAnswer, collection, model=collection.model or None)
 
 
 def snapshot_view(snapshot: Snapshot, current_id: str | None) -> dict[str, Any]:
-    return {
-        "id": snapshot.id,
-        "current": snapshot.id == current_id,
-        "state": snapshot.state.value,
-        "type": snapshot.type,
-        "factory": snapshot.factory,
-        "parameters": snapshot.parameters,
-        "up_to_seq": snapshot.up_to_seq,
-        "count": snapshot.count,
-        "recall": round(snapshot.recall, 4),
-        "qps": round(snapshot.qps, 1),
-        "exact_qps": round(snapshot.exact_qps, 1),
-        "build_s": round(snapshot.build_s, 3),
-        "sha256": snapshot.sha256,
-        "size_bytes": snapshot.size_bytes,
-        "created_at": timestamp(snapshot.created_at),
-    }
+    rounded = {name: round(getattr(snapshot, name), digits) for name, digits in _DIGITS.items()}
+    return shown(SnapshotAnswer, snapshot, current=snapshot.id == current_id, **rounded)
 
 
-def generation_view(collection: Collection) -> dict[str, Any]:
-    return {
-        "role": collection.shadow_role or "serving",
-        "model": collection.model or None,
-        "model_fingerprint": collection.model_fingerprint,
-        "dim": collection.dim,
-        "count": collection.count,
-        "head_seq": collection.head_seq,
-        "up_to_seq": collection.shadow_seq,
-        "created_at": timestamp(collection.created_at),
-    }
+_DIGITS = {"recall": 4, "qps": 1, "exact_qps": 1, "build_s": 3}
+
+
+def generation_view(one: Collection) -> dict[str, Any]:
+    role, model = one.shadow_role or "serving", one.model or None
+    return shown(GenerationAnswer, one, role=role, model=model, up_to_seq=one.shadow_seq)
 
 
 def delivery_view(delivery: LoggedDelivery, *, detail: bool = False) -> dict[str, Any]:
-    attempts = [
-        {
-            "number": each.number,
-            "started_at": timestamp(each.started_at),
-            "finished_at": timestamp(each.finished_at),
-            "status": each.status,
-            "error": each.error,
-        }
-        for each in delivery.attempts
-    ]
-    return {
-        "id": delivery.id,
-        "job_id": delivery.job_id,
-        "type": delivery.type,
-        "url": delivery.url,
-        "state": delivery.state.value,
-        "attempts": attempts,
-        "next_try_at": None if delivery.state.settled else timestamp(delivery.due_at),
-        "created_at": timestamp(delivery.created_at),
-        "settled_at": timestamp(delivery.settled_at),
-        **({"data": delivery.data} if detail else {}),
-    }
+    attempts = [shown(AttemptAnswer, each) for each in delivery.attempts]
+    next_try_at = None if delivery.state.settled else timestamp(delivery.due_at)
+    form = DeliveryDetail if detail else DeliveryAnswer
+    return shown(form, delivery, attempts=attempts, next_try_at=next_try_at)
+
+
+def chunk_view(chunk: ChunkInfo) -> dict[str, Any]:
+    return shown(
+        ChunkAnswer,
+        chunk,
+        counts={"total": chunk.n_items, "succeeded": chunk.succeeded, "failed": chunk.failed},
+        attempts_left=max(0, chunk.max_attempts - chunk.attempt),
+        crashes=chunk.crash_count,
+        run_at=timestamp(chunk.run_at) if chunk.state == ChunkState.QUEUED else None,
+        lease_until=timestamp(chunk.lease_until),
+    )
+
+
+def key_view(key: ApiKey) -> dict[str, Any]:
+    return shown(KeyAnswer, key, scopes=sorted(key.scopes))
+
+
+def audit_view(entry: AuditEntry) -> dict[str, Any]:
+    return shown(AuditEntryAnswer, entry, at=timestamp(entry.created_at))
 
 
 def item_view(row: dict[str, Any]) -> dict[str, Any]:
@@ -175,37 +158,15 @@ def item_view(row: dict[str, Any]) -> dict[str, Any]:
 
 def result_view(job: Job, page: Iterable[tuple[dict[str, Any], Any]], dim: int | None) -> dict[str, Any]:
     """A page of a job's result in the form of its kind; ``dim`` is that of the job's model."""
-    items = [item if vector is None else {**item, "embedding": vector.tolist()} for item, vector in page]
-    match job.kind:
-        case "embed":
-            return {"items": items, **_of_model(job), "dim": dim}
-        case "index":
-            head = max((item["seq"] for item in items if "seq" in item), default=0)
-            return {"items": items, "total": job.total, "collection": job.collection, "head_seq": head}
-        case "search":
-            results = [
-                {"query": item["index"], **{key: item[key] for key in ("hits", "error") if key in item}}
-                for item in items
-            ]
-            seq = max((item["seq"] for item in items if "seq" in item), default=0)
-            return {"results": results, "total": job.total, "collection": job.collection, "seq": seq}
-        case _:
-            return {"items": items, **_of_model(job)}
+    items = [item if vector is None else _with_vector(item, vector) for item, vector in page]
+    seq = max((item["seq"] for item in items if "seq" in item), default=0)
+    about = {name: getattr(job, name) for name in ("total", "model", "model_fingerprint", "collection")}
+    return KINDS[job.kind].result.page(items, {**about, "dim": dim, "seq": seq, "head_seq": seq})
 
 
-def _of_model(job: Job) -> dict[str, Any]:
-    return {"total": job.total, "model": job.model, "model_fingerprint": job.model_fingerprint}
-
-
-def key_view(key: ApiKey) -> dict[str, Any]:
-    return {
-        **{name: getattr(key, name) for name in ("id", "tenant", "name", "live")},
-        "scopes": sorted(key.scopes),
-        **{name: timestamp(getattr(key, name)) for name in ("created_at", "expires_at", "revoked_at", "last_used_at")},
-        **{name: getattr(key, name) for name in ("max_queued_items", "max_queued_bytes", "requests_per_s")},
-    }
-
-
-def audit_view(entry: AuditEntry) -> dict[str, Any]:
-    named = ("id", "who", "tenant", "action", "what", "address")
-    return {**{name: getattr(entry, name) for name in named}, "at": timestamp(entry.created_at)}
+def _with_vector(item: dict[str, Any], vector: Any) -> dict[str, Any]:
+    if np.isfinite(vector).all():
+        return {**item, "embedding": vector.tolist()}
+    # Stored before workers checked what a model gives.
+    error = ItemError("The model gave a vector with NaN. Submit the item again.")
+    return {"index": item["index"], "id": item.get("id"), "error": error.as_dict()}

@@ -16,7 +16,8 @@ from typing import TypeVar
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from revln.broker import job_channel, redis_url
+from revln.broker import job_channel
+from revln.redis_clients import connect_redis_async
 from revln.settings import Settings
 
 __all__ = ["Waiter"]
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_RECHECK_S = 2.0  # while nothing is heard from Redis
+_RECHECK_S = 2.0
 # While it is: 800 waiting clients that looked every 2 s took half a core (measured), for nothing.
 _TRUSTING_RECHECK_S = 10.0
 _PING_S = 5.0  # a Redis that is frozen does not close the connection
@@ -36,11 +37,13 @@ _RECONNECT_S = 1.0
 class Waiter:
     """Wakes whoever waits for a job."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._url = redis_url(settings)
+    def __init__(self, settings: Settings, recheck_s: float = _RECHECK_S) -> None:
+        """``recheck_s``: how often SQL is looked at while nothing is heard from Redis."""
+        self._settings = settings
         self._events: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._task: asyncio.Task[None] | None = None
         self._heard_at = float("-inf")  # the loop's time of the last word from Redis
+        self._recheck_s = recheck_s
         self.closing = asyncio.Event()
 
     async def start(self) -> None:
@@ -74,7 +77,7 @@ class Waiter:
                     return found
                 with contextlib.suppress(TimeoutError):
                     heard = loop.time() - self._heard_at < _TRUSTED_S
-                    await asyncio.wait_for(event.wait(), min(left, _TRUSTING_RECHECK_S if heard else _RECHECK_S))
+                    await asyncio.wait_for(event.wait(), min(left, _TRUSTING_RECHECK_S if heard else self._recheck_s))
         finally:
             self._events[job_id].discard(event)
             if not self._events[job_id]:
@@ -83,16 +86,14 @@ class Waiter:
     async def _listen(self) -> None:
         """Hear of changes for as long as the API lives; reconnect when Redis goes and comes."""
         while True:
-            client = redis.asyncio.Redis.from_url(
-                self._url, decode_responses=True, socket_connect_timeout=2, health_check_interval=10
-            )
+            client = connect_redis_async(self._settings, socket_connect_timeout=2, health_check_interval=10)
             try:
                 async with client.pubsub() as pubsub:
                     await pubsub.psubscribe(job_channel("*"))
                     while True:
                         await self._hear(pubsub)
             except (RedisError, OSError) as err:
-                log.warning("not listening for changes, looking every %g s: %s", _RECHECK_S, err)
+                log.warning("not listening for changes, looking every %g s: %s", self._recheck_s, err)
                 await asyncio.sleep(_RECONNECT_S)
             finally:
                 await client.aclose()

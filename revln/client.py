@@ -50,13 +50,18 @@ class RevlnClient:
         self.url = url.rstrip("/")
         self._retry_for_s = retry_for_s
         # A proxy named in the environment cannot reach our own machine.
-        local = urlsplit(self.url).hostname in ("127.0.0.1", "::1", "localhost")
-        self._http = httpx.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(ANSWER_MARGIN_S, connect=5.0),
-            trust_env=not local,
-        )
+        try:
+            local = urlsplit(self.url).hostname in ("127.0.0.1", "::1", "localhost")
+            self._http = httpx.Client(
+                base_url=self.url,
+                headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+                timeout=httpx.Timeout(ANSWER_MARGIN_S, connect=5.0),
+                trust_env=not local,
+            )
+        except (ValueError, httpx.InvalidURL) as error:  # the URL, the key, or a proxy that the environment names
+            raise errors.SettingsError(
+                f"{self.url!r}, or a proxy of the environment, cannot be used: {error}"
+            ) from None
 
     def __enter__(self) -> Self:
         return self

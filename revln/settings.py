@@ -11,11 +11,13 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
+from revln.addresses import check_blob_url, check_http_url, parse_redis_url, set_by_kubernetes
 from revln.errors import SettingsError
 
 __all__ = ["ENV_PREFIX", "ModelSettings", "Settings"]
@@ -35,6 +37,16 @@ class ModelSettings(BaseModel):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "float32"  # auto: half as wide on a GPU
     # Least cosine of a retrieved caption that may be evidence; None: what the checkpoint says, which only revln's do.
     evidence_min_score: float | None = Field(None, ge=-1, le=1)
+    # What a sentence encoder puts before texts that are asked with, and found; None: what the checkpoint says.
+    query_prompt: str | None = Field(None, max_length=2_000)
+    document_prompt: str | None = Field(None, max_length=2_000)
+
+    @field_validator("query_prompt", "document_prompt")
+    @classmethod
+    def _utf8(cls, prompt: str | None) -> str | None:
+        if prompt is not None:
+            prompt.encode()  # half a surrogate pair cannot be shown
+        return prompt
 
 
 class Settings(BaseModel):
@@ -51,6 +63,10 @@ class Settings(BaseModel):
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"), description="The broker: redis://, rediss:// or redis+socket:///path."
     )
+    redis_ca_file: str = Field(
+        "",
+        description="PEM file of a CA that may have signed the certificate of a rediss:// server, beside the system's.",
+    )
     blob_url: str = Field(
         "", description="Where bytes are kept: file:///…, s3://bucket/prefix. Empty: the data folder."
     )
@@ -64,6 +80,10 @@ class Settings(BaseModel):
         description="Comma-separated origins whose pages may call the API (https://app.example.org). Empty: none.",
     )
     api_threads: int = Field(32, ge=1, le=1024, description="Threads for the API's database work; waiting takes none.")
+    trusted_proxies: str = Field(
+        "",
+        description="Comma-separated addresses or networks of proxies whose X-Forwarded-For is believed. Empty: none.",
+    )
     public_url: str = Field("", description="Prefix of the links in answers. Empty: they are relative.")
     max_body_bytes: int = Field(25 * 2**20, ge=1024, description="Largest request body; larger answers 413.")
     body_memory_bytes: int = Field(
@@ -128,8 +148,8 @@ class Settings(BaseModel):
     # Models
     models: dict[str, ModelSettings] = Field(
         default_factory=dict,
-        description='JSON, name → {"source", "family", "revision", "device", "dtype", "evidence_min_score"}; see '
-        "models.md. revln-tiny is always there.",
+        description='JSON, name → {"source", "family", "revision", "device", "dtype", "evidence_min_score", '
+        '"query_prompt", "document_prompt"}; see models.md. revln-tiny is always there.',
     )
     default_model: str = Field("revln-tiny", description="The model of a job that names none.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models run. auto: cuda if it works.")
@@ -225,6 +245,13 @@ class Settings(BaseModel):
             raise ValueError(f"stall_s={self.stall_s:g} must exceed lease_s={self.lease_s:g}")
         return self
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies(cls, value: str) -> str:
+        for proxy in _listed(value):
+            ip_network(proxy, strict=False)  # its error names it
+        return value
+
     @field_validator("cors_origins")
     @classmethod
     def _origins(cls, value: str) -> str:
@@ -233,6 +260,36 @@ class Settings(BaseModel):
             if not re.fullmatch(r"https?://[^/*?#@\s]+", origin):
                 raise ValueError(f"{origin!r} is not an origin; one reads https://app.example.org, without a path")
         return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: SecretStr) -> SecretStr:
+        for file in parse_redis_url(value.get_secret_value()).tls_files.values():
+            _readable(file)
+        return value
+
+    @field_validator("blob_url")
+    @classmethod
+    def _blobs(cls, value: str) -> str:
+        return check_blob_url(value)
+
+    @field_validator("public_url", "flower_url")
+    @classmethod
+    def _links(cls, value: str) -> str:
+        return check_http_url(value)
+
+    @field_validator("api_key")
+    @classmethod
+    def _key(cls, value: SecretStr) -> SecretStr:
+        # It travels in a header, where other signs are written in more than one way.
+        if not re.fullmatch(r"[!-~]*", value.get_secret_value()):
+            raise ValueError("a key has letters, digits and signs of ASCII only, no blanks; `openssl rand -hex 32`")
+        return value
+
+    @field_validator("redis_ca_file")
+    @classmethod
+    def _ca(cls, value: str) -> str:
+        return _readable(value) if value else value
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None, **overrides: Any) -> Self:
@@ -244,7 +301,7 @@ class Settings(BaseModel):
         env = os.environ if env is None else env
         values: dict[str, Any] = {}
         for name, value in env.items():
-            if not name.startswith(ENV_PREFIX):
+            if not name.startswith(ENV_PREFIX) or set_by_kubernetes(name, value):
                 continue
             field = name.removeprefix(ENV_PREFIX).lower()
             if field not in cls.model_fields:
@@ -293,8 +350,21 @@ class Settings(BaseModel):
         return _listed(self.cors_origins)
 
     @property
+    def trusted_proxy_list(self) -> list[str]:
+        return _listed(self.trusted_proxies)
+
+    @property
     def cores(self) -> int:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _readable(file: str) -> str:
+    """Raises ValueError."""
+    try:
+        Path(file).open("rb").close()
+    except (OSError, ValueError) as err:
+        raise ValueError(f"the file {file!r} cannot be read: {getattr(err, 'strerror', err)}") from None
+    return file
 
 
 def _listed(value: str) -> list[str]:

@@ -12,7 +12,7 @@ from revln.db import tables
 from revln.db.engine import Database, db_now
 from revln.db.jobs.chunks import ChunkResult, Claim, claim_chunk
 from revln.db.jobs.read import Job
-from revln.db.jobs.submit import NewChunk, NewJob, submit_job
+from revln.db.jobs.submit import Inline, NewChunk, NewJob, submit_job
 from revln.jobs.kinds import KINDS
 
 __all__ = ["let_backoffs_end", "let_leases_run_out", "make_job", "ok_result", "take"]
@@ -31,7 +31,7 @@ def make_job(db: Database, n_items: int = 3, chunk_items: int = 1, **changes: An
         "input": {},
         "total": n_items,
         "chunks": [
-            NewChunk(at, len(items[at : at + chunk_items]), items=items[at : at + chunk_items])
+            NewChunk(at, len(items[at : at + chunk_items]), Inline(items[at : at + chunk_items]))
             for at in range(0, n_items, chunk_items)
         ],
         "metadata": {},

@@ -7,8 +7,8 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,28 +41,30 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return _shared(*nodeid.split("::", 1))
+            return group_of(nodeid)
 
     return Scheduling(config, log)
 
 
-def _shared(file: str, test: str) -> str:
-    """By name, what a test shares with others. Those of chaos/ share nothing and take long: each goes where room is."""
+# Not xdist's marks (`xdist_group`): with pytest 9.2 they do nothing, as xdist 3.8 writes them into an attribute that is
+# gone. A scheduler knows tests by their names alone, so a fixture's parameter says there what is shared.
+def shared_on(what: str) -> list[Any]:
+    """The databases, for a fixture of the session: the tests that share it on one of them are a group."""
+    return [pytest.param(kind, id=f"{what} on {kind}") for kind in DATABASES]
+
+
+def group_of(nodeid: str) -> str:
+    """What a test shares with others. Those of chaos/ share nothing and take long: each goes where room is."""
+    file, _, test = nodeid.partition("::")
     if file.startswith("tests/chaos/"):
-        return f"{file}::{test}"
-    database = re.search(r"\[(sqlite|postgresql)\b", test)
-    used = re.search(r"\b(stack: Stack|inline: InlineStack)\b", _text(file))
-    return f"{used[1]} on {database[1]}" if used and database else file
-
-
-@cache
-def _text(file: str) -> str:
-    return (Path(__file__).parents[1] / file).read_text()
+        return nodeid
+    shared = re.search(r"\b(?:stack|inline) on \w+", test)
+    return shared[0] if shared else file
 
 
 @pytest.fixture(scope="session")
 def postgresql_url() -> Iterator[str]:
-    """The URL of a real PostgreSQL 16, started once for the session."""
+    """The URL of a real PostgreSQL 18, started once for the session."""
     given = os.environ.get("TEST_POSTGRESQL_URL")
     if given:
         yield given
@@ -73,6 +75,8 @@ def postgresql_url() -> Iterator[str]:
 
 def fresh_database(kind: str, folder: Path, request: pytest.FixtureRequest) -> AbstractContextManager[str]:
     """The URL of an empty database that is dropped afterwards."""
+    if kind not in DATABASES:
+        pytest.skip(f"TEST_DATABASES leaves {kind} out")
     return databases.fresh_database(kind, folder, lambda: request.getfixturevalue("postgresql_url"))
 
 
@@ -97,7 +101,7 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from revln.models.revln.card import RevlnConfig
-    from revln.models.revln.model import RevlnNet
+    from revln.models.revln.net import RevlnNet
     from revln.models.revln.tokenizer import train_tokenizer
     from revln.training.export import export
     from revln.training.options import TrainOptions
@@ -105,19 +109,14 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("checkpoint")
     tokenizer = train_tokenizer(["a black dog runs", "two men play a guitar outside", "a child", "snow"], 400)
     config = RevlnConfig(
-        image_size=64, dim=32, vocab_size=tokenizer.size, text_embedding=16, text_hidden=24, caption_width=32,
-        caption_layers=2, caption_inner=64,
+        image_size=64, trunk="mobilenet_v2", dim=32, vocab_size=tokenizer.size, text_embedding=16, text_hidden=24,
+        caption_width=32, caption_layers=2, caption_inner=64,
     )  # fmt: skip
     torch.manual_seed(0)
     net = RevlnNet(config)
     with torch.no_grad():
-        # An untrained trunk sees all pictures alike; norms set to what it sees spread its features again.
+        # An untrained trunk sees all pictures alike; the norm of what it sees spreads its features again.
         noise = torch.rand(32, 3, 1, 1) * 2 - 1 + 0.5 * torch.randn(32, 3, 64, 64)
-        for module in net.image.trunk.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.train()
-                module.momentum = 1.0
-        net.image.trunk(noise)
         net.eval()
         places = net.image.places(noise).flatten(0, 1)
         net.image.pool.norm.running_mean.copy_(places.mean(0))
@@ -147,7 +146,7 @@ def _stack(
         yield running
 
 
-@pytest.fixture(scope="session", params=DATABASES)
+@pytest.fixture(scope="session", params=shared_on("inline"))
 def inline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[InlineStack]:
     """revln in this process, on each database."""
     folder = tmp_path_factory.mktemp("inline")
@@ -156,4 +155,4 @@ def inline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 # Shared by all tests that leave it whole.
-stack = pytest.fixture(scope="session", params=DATABASES, name="stack")(_stack)
+stack = pytest.fixture(scope="session", params=shared_on("stack"), name="stack")(_stack)

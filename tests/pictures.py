@@ -15,9 +15,11 @@ __all__ = [
     "bomb_png",
     "cmyk_jpeg",
     "exif",
+    "exif_number",
     "gif",
     "gray16_png",
     "html",
+    "icc_profile",
     "jpeg",
     "many_scans_jpeg",
     "mode_png",
@@ -30,14 +32,17 @@ __all__ = [
     "polyglot",
     "progressive_jpeg",
     "quadrants",
+    "refining_scan",
     "rle_bmp",
     "rotated_jpeg",
+    "scans_jpeg",
     "strip_png",
     "svg",
     "tiff",
     "transparent_png",
     "truncated_jpeg",
     "webp",
+    "webp_of_groups",
     "webp_of_size",
     "wide_frame_gif",
 ]
@@ -103,6 +108,36 @@ def exif(orientation: int, order: str = ">") -> bytes:
         order + "HHIHH", 0x0112, 3, 1, orientation, 0
     )
     return b"Exif\0\0" + head + struct.pack(order + "H", 2) + entries + struct.pack(order + "I", 0) + about
+
+
+def exif_number(kind: int, value: bytes, order: str = ">", count: int = 1) -> bytes:
+    """An EXIF block whose orientation has any type (`kind`); a value of more than four bytes stands behind."""
+    head = (b"MM\0*" if order == ">" else b"II*\0") + struct.pack(order + "IHHHI", 8, 1, 0x0112, kind, count)
+    field = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack(order + "I", 26)
+    return b"Exif\0\0" + head + field + struct.pack(order + "I", 0) + (value if len(value) > 4 else b"")
+
+
+PROPHOTO = ((0.7977, 0.2880, 0.0), (0.1352, 0.7119, 0.0), (0.0313, 0.0001, 0.8249))
+
+
+def icc_profile(gamma: float = 1.8, primaries: tuple[tuple[float, float, float], ...] = PROPHOTO) -> bytes:
+    """A matrix profile (ICC version 2): ProPhoto, or with no ``primaries`` one of grey."""
+    fixed = lambda *numbers: struct.pack(f">{len(numbers)}i", *(round(65_536 * one) for one in numbers))  # noqa: E731
+    curve = b"curv\0\0\0\0" + struct.pack(">IHH", 1, round(256 * gamma), 0)
+    tags = {b"wtpt": b"XYZ \0\0\0\0" + fixed(0.9642, 1.0, 0.8249)}
+    if primaries:
+        tags |= {b"%cXYZ" % c: b"XYZ \0\0\0\0" + fixed(*one) for c, one in zip(b"rgb", primaries, strict=True)}
+        tags |= {b"%cTRC" % c: curve for c in b"rgb"}
+    else:
+        tags[b"kTRC"] = curve
+    at, table, body = 132 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, data in tags.items():
+        table += name + struct.pack(">II", at + len(body), len(data))
+        body += data
+    space = b"RGB " if primaries else b"GRAY"
+    head = struct.pack(">I4sI4s4s4s", at + len(body), b"\0" * 4, 0x02100000, b"mntr", space, b"XYZ ") + b"\0" * 12
+    head += b"acsp" + b"\0" * 28 + fixed(0.9642, 1.0, 0.8249) + b"\0" * 48
+    return head + table + body
 
 
 def rotated_jpeg(orientation: int = 6, width: int = 64, height: int = 48, order: str = ">") -> bytes:
@@ -198,6 +233,29 @@ def webp_of_size(width: int, height: int) -> bytes:
     return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
 
 
+def webp_of_groups(side: int = 1_024, groups: int = 65_536) -> bytes:
+    """A lossless WebP whose blocks of 4 × 4 pixels have Huffman codes of their own: tables take most of its memory."""
+    bits: list[tuple[int, int]] = []
+
+    def put(*pairs: tuple[int, int]) -> None:
+        bits.extend(pairs)
+
+    simple = [(1, 1), (0, 1), (0, 1), (0, 1)]  # one symbol, which takes no bit
+    every = [(0, 1), (8, 4), *[(0, 3)] * 11, (1, 3), (1, 1), (3, 3), (254, 8)]  # 256 symbols of 8 bits
+    put((0x2F, 8), (side - 1, 14), (side - 1, 14), (1, 1), (0, 3))
+    put((0, 1), (0, 1), (1, 1), (0, 3))  # no transforms, no cache, groups by blocks of 4 × 4
+    put((0, 1), *every, *every, *simple * 3)
+    for block in range((-(-side // 4)) ** 2):
+        number = block % groups
+        put((int(f"{number & 255:08b}"[::-1], 2), 8), (int(f"{number >> 8:08b}"[::-1], 2), 8))
+    put(*simple * 5 * groups, (0, 64))
+    text = "".join(format(value, f"0{size}b")[::-1] for value, size in bits)
+    text += "0" * (-len(text) % 16)
+    body = int(text[::-1], 2).to_bytes(len(text) // 8, "little")
+    chunk = b"WEBPVP8L" + struct.pack("<I", len(body)) + body
+    return b"RIFF" + struct.pack("<I", len(chunk)) + chunk
+
+
 def wide_frame_gif(side: int = 60_000) -> bytes:
     """A small screen with a vast first frame, which is to be cleared: Pillow allocates that while it opens."""
     control = b"!\xf9\x04" + bytes((2 << 2, 0, 0, 0)) + b"\0"
@@ -216,6 +274,41 @@ def many_scans_jpeg(scans: int = 200) -> bytes:
     data = saved(Image.new("L", (64, 64), 128), "JPEG", progressive=True)
     last = data[data.rfind(b"\xff\xc4") : -2]
     return data[:-2] + last * scans + b"\xff\xd9"
+
+
+def _segment(marker: int, payload: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", 2 + len(payload)) + payload
+
+
+def refining_scan(components: int = 1) -> bytes:
+    """A scan that needs no table: one more bit of every block's mean. Ten bytes that are a pass over the picture."""
+    which = b"".join(bytes((1 + n, 0)) for n in range(components))
+    return _segment(0xDA, bytes((components,)) + which + b"\0\0\x10")
+
+
+def scans_jpeg(
+    side: int, more: bytes = b"", *, components: int = 1, first: int = 0, frame: int = 0xC2, width: int = 0
+) -> bytes:
+    """A JPEG by hand, grey all over, with restart markers due at every block.
+
+    ``more`` stands behind the data of its only scan, in which ``first`` components are (0: all). ``frame`` is its
+    coding's marker; C2 is progressive. ``width`` of 0 is ``side``.
+    """
+    first, is_first = first or components, frame == 0xC2
+    scan = b"".join(bytes((1 + n, 0)) for n in range(first)) + (b"\0\0\1" if is_first else b"\0\x3f\0")
+    layers = b"".join(bytes((1 + n, 0x11, 0)) for n in range(components))
+    table = bytes((1, *[0] * 15, 0))  # one code, of one bit, for nothing
+    return b"".join(
+        (
+            b"\xff\xd8",
+            _segment(0xDB, b"\0" + b"\x10" * 64),
+            _segment(frame, struct.pack(">BHHB", 8, side, width or side, components) + layers),
+            _segment(0xC4, b"\0" + table + b"\x10" + table),
+            _segment(0xDD, b"\0\1"),
+            _segment(0xDA, bytes((first,)) + scan) + b"\0",
+            more + b"\xff\xd9",
+        )
+    )
 
 
 def rle_bmp(width: int = 16, height: int = 16) -> bytes:

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-import redis
 
 from revln import embedded_redis
-from revln.broker import redis_url
 from revln.client import RevlnClient
 from revln.db.migrate import upgrade
+from revln.redis_clients import connect_redis
 from revln.settings import Settings
 from revln.supervisor import launch
 
@@ -67,7 +66,7 @@ class Stack:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False, headers=headers)
         self.client = RevlnClient(self.url, key or None)
-        self.redis = redis.Redis.from_url(redis_url(self.settings), decode_responses=True)
+        self.redis = connect_redis(self.settings)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start_redis(self, *options: str) -> None:

@@ -17,15 +17,20 @@ import transformers
 from PIL import Image
 
 __all__ = [
+    "DECODERS",
     "DUAL_ENCODERS",
     "LEAST_COSINE",
     "TEXTS",
     "bert_tokenizer",
     "clip_tokenizer",
+    "gemma_tokenizer",
     "photo",
     "save_clip",
+    "save_decoder",
+    "save_gemma_siglip",
     "save_sentence",
     "spiece",
+    "write_modules",
 ]
 
 TEXTS = [
@@ -190,6 +195,62 @@ def save_sentence(folder: Path, pooling: str = "mean", *, normalize: bool = True
     (folder / "modules.json").write_text(json.dumps(entries))
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 24, "do_lower_case": False}))
     return folder
+
+
+def save_gemma_siglip(folder: Path) -> Path:
+    """SigLIP 2 of fixed resolution as it is published: the architecture SigLIP, with Gemma's tokenizer."""
+    tokenizer = gemma_tokenizer(model_max_length=16, padding_side="right", model_input_names=["input_ids"])
+    config = transformers.SiglipConfig(
+        text_config={**_TOWER, **_SIGLIP_TEXT, "vocab_size": len(tokenizer)},
+        vision_config={**_TOWER, "image_size": 32, "patch_size": 8},
+    )
+    images = transformers.SiglipImageProcessor(size={"height": 32, "width": 32})
+    return _save(folder, transformers.SiglipModel, config, transformers.SiglipProcessor(images, tokenizer))
+
+
+def gemma_tokenizer(**options: Any) -> Any:
+    letters = sorted(transformers.models.clip.tokenization_clip.pre_tokenizers.ByteLevel.alphabet())
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *(f"<0x{i:02X}>" for i in range(256)), *letters]
+    return transformers.GemmaTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], **options)
+
+
+# Language models that were trained on to be sentence encoders: (configuration, network, what its configuration adds).
+DECODERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "qwen3": (transformers.Qwen3Config, transformers.Qwen3Model, {"head_dim": 8}),
+    "qwen2": (transformers.Qwen2Config, transformers.Qwen2Model, {}),
+    "mistral": (transformers.MistralConfig, transformers.MistralModel, {}),
+    "gemma3_text": (
+        transformers.Gemma3TextConfig,
+        transformers.Gemma3TextModel,
+        {"head_dim": 8, "use_bidirectional_attention": True, "sliding_window": 16},
+    ),
+}
+
+
+def save_decoder(folder: Path, model_type: str, pooling: str | list[str] = "lasttoken", side: str = "left") -> Path:
+    """As sentence-transformers writes it since 5.4."""
+    tokenizer = gemma_tokenizer(model_max_length=48, padding_side=side)
+    configuration, network, more = DECODERS[model_type]
+    config = configuration(**_TOWER, **more, num_key_value_heads=2, vocab_size=len(tokenizer), pad_token_id=0)
+    _save(folder, network, config, tokenizer)
+    write_modules(folder, pooling)
+    return folder
+
+
+def write_modules(folder: Path, pooling: str | list[str], **facts: Any) -> None:
+    """modules.json and what belongs to it, as sentence-transformers writes them since 5.4."""
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    said = {"embedding_dimension": 32, "pooling_mode": pooling, "include_prompt": True, **facts}
+    (folder / "1_Pooling/config.json").write_text(json.dumps(said))
+    types = {"": "base.modules.transformer.Transformer", "1_Pooling": "sentence_transformer.modules.pooling.Pooling"}
+    entries = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.{name}"}
+        for i, (path, name) in enumerate(types.items())
+    ]
+    (folder / "modules.json").write_text(json.dumps(entries))
+    text = {"method": "forward", "method_output_name": "last_hidden_state"}
+    task = {"transformer_task": "feature-extraction", "modality_config": {"text": text}}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(task | {"module_output_name": "token_embeddings"}))
 
 
 def _save(folder: Path, network: Any, config: Any, processor: Any, **saving: Any) -> Path:

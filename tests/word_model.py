@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
 from revln.errors import NotFound
-from revln.models.base import ModelInfo, Operation
+from revln.models.base import Caption, CaptionRequest, ModelInfo, Operation
 from revln.models.registry import ModelCatalog
 from revln.settings import ModelSettings
 
-__all__ = ["WordCatalog", "WordModel"]
+__all__ = ["ColourModel", "WordCatalog", "WordModel"]
 
 
 class WordModel:
@@ -52,6 +53,31 @@ class WordModel:
     def _image(self, pixels: Any) -> Any:
         weights = pixels.reshape(-1).astype(float) + 1
         return np.sum([weight * self._direction(f"pixel {at}") for at, weight in enumerate(weights)], axis=0)
+
+
+class ColourModel(WordModel):
+    """Knows pictures of one colour by the colour's word, and captions one with its first evidence, else so."""
+
+    def __init__(self, *colours: str) -> None:
+        super().__init__("colours", 256)
+        self.info = replace(self.info, operations=tuple(Operation))
+        self._words = {ImageColor.getrgb(colour): colour for colour in colours}
+        self.asked: list[CaptionRequest] = []
+
+    def prepare(self, operation: Operation, item: Any) -> Any:
+        if operation is Operation.CAPTION:
+            self.asked.append(item)
+            return item.evidence[0].text if item.evidence else f"a {self._word(item.image)} picture"
+        return item.replace(".", " ") if operation is Operation.EMBED_TEXT else self._word(item)
+
+    def forward(self, operation: Operation, batch: Sequence[Any]) -> Sequence[Any]:
+        return list(batch) if operation is Operation.CAPTION else [self._text(one) for one in batch]
+
+    def finish(self, operation: Operation, raw: Any) -> Any:
+        return (Caption(raw, 0.0),) if operation is Operation.CAPTION else super().finish(operation, raw)
+
+    def _word(self, image: Image.Image) -> str:
+        return self._words[image.getpixel((0, 0))]  # type: ignore[index]
 
 
 class WordCatalog(ModelCatalog):

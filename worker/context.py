@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,10 @@ from sqlalchemy import Connection
 
 from revln.db.jobs.chunks import Claim
 from revln.db.jobs.splitting import split_chunk
-from revln.db.jobs.submit import NewChunk
-from revln.errors import ItemError, ItemInvalid, ItemNotFound, OutOfMemory, RevlnError, Unavailable
+from revln.db.jobs.submit import Inline, NewChunk, Range
+from revln.errors import ItemError, ItemInvalid, ItemNotFound, JobError, OutOfMemory, RevlnError, Unavailable
 from revln.jobs.kinds import KINDS, Priority
-from revln.jobs.schemas import Item
+from revln.jobs.schemas import Item, Operation, Parameters
 from revln.models.memory import out_of_memory
 from worker.leases import Lease
 from worker.runtime import Runtime
@@ -60,9 +60,9 @@ class Again(Exception):
 
 
 class Handler(Protocol):
-    """One kind's work on one chunk."""
+    """The work of a kind, or of one of its operations, on one chunk."""
 
-    def __call__(self, context: Context) -> Done: ...
+    def __call__(self, context: Context[Any]) -> Done: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,43 +70,51 @@ class Done:
     """What a handler hands in: an outcome for each item of ``todo``, and writes for the final transaction, if any.
 
     ``apply`` gets the outcomes and returns them as they really came out (with the log's ``seq``, say).
-    ``open_ended``: the outcomes are a list of their own length, a report, and not one for each item of ``todo``.
+    Of an operation that is open-ended the outcomes are a list of their own length, a report.
     """
 
     outcomes: list[Outcome]
     apply: Callable[[Connection, list[Outcome]], list[Outcome]] | None = None
-    open_ended: bool = False
 
 
-class Context:
-    """One chunk being run."""
+_Parameters = TypeVar("_Parameters", bound=Parameters)
+
+
+class Context(Generic[_Parameters]):
+    """One chunk being run, with the parameters of its job."""
 
     def __init__(self, runtime: Runtime, lease: Lease) -> None:
         self.runtime = runtime
         self.lease = lease
         self.claim: Claim = lease.claim
         self.job = lease.claim.job
-        self.input: dict[str, Any] = self.job.input
+        self.operation = KINDS[self.job.kind].operation(self.job.input)
+        self.parameters = cast(_Parameters, _read_parameters(self.operation, self.job.input))
         self.priority = Priority(self.job.priority)
         self.alone = self.claim.crash_count > 0  # it may be what killed the last worker: it shares no batch
         done = {item["index"] for item in self.claim.standing}
-        self.todo = [todo for todo in self._load() if todo.index not in done]
+        self.todo = [todo for todo, _ in self._items() if todo.index not in done]
 
-    def _load(self) -> Iterator[Todo]:
-        claim = self.claim
-        raws: Iterable[Any] = claim.items or (line for line in self._manifest().split(b"\n") if line.strip())
-        for offset, raw in enumerate(raws):
-            yield Todo(claim.first_index + offset, raw)
+    def _items(self) -> Iterator[tuple[Todo, Inline | Range]]:
+        """Each item of the chunk, and where it is if it is alone in one."""
+        first, source = self.claim.first_index, self.claim.source
+        if isinstance(source, Inline):
+            yield from ((Todo(index, raw), Inline([raw])) for index, raw in enumerate(source.items, first))
+            return
+        offset, index = source.offset, first
+        for line in self._manifest(source).split(b"\n"):
+            if line.strip():
+                yield Todo(index, line), Range(offset, len(line))
+                index += 1
+            offset += len(line) + 1
 
-    def _manifest(self) -> bytes:
+    def _manifest(self, lines: Range) -> bytes:
         """The chunk's lines. Raises ItemNotFound, Unavailable."""
-        claim = self.claim
-        assert claim.source_offset is not None
-        assert claim.source_length is not None
-        manifest = self.input[KINDS[self.job.kind].source_field]["sha256"]
+        manifest = self.parameters.manifest_sha256
+        assert manifest is not None
         if not self.runtime.uploads.of(self.job.tenant, "manifest", [manifest]):
             raise ItemNotFound(f"There is no manifest {manifest}. POST /v1/manifests uploads one.")
-        return self.runtime.blobs.read_range(manifest, "manifests", claim.source_offset, claim.source_length)
+        return self.runtime.blobs.read_range(manifest, "manifests", lines.offset, lines.length)
 
     def split(self) -> bool:
         """Cut the chunk into single items if its next crash would bury all of it; whether that was done.
@@ -117,22 +125,8 @@ class Context:
         if claim.n_items < 2 or claim.crash_count < max(1, most - 1):
             return False
         self.lease.check()
-        split_chunk(self.runtime.db, claim, self._singles())
+        split_chunk(self.runtime.db, claim, [NewChunk(todo.index, 1, source) for todo, source in self._items()])
         return True
-
-    def _singles(self) -> list[NewChunk]:
-        claim = self.claim
-        if claim.items is not None:
-            return [NewChunk(claim.first_index + at, 1, items=[raw]) for at, raw in enumerate(claim.items)]
-        assert claim.source_offset is not None
-        singles: list[NewChunk] = []
-        offset = claim.source_offset
-        for line in self._manifest().split(b"\n"):
-            if line.strip():
-                index = claim.first_index + len(singles)
-                singles.append(NewChunk(index, 1, source_offset=offset, source_length=len(line)))
-            offset += len(line) + 1
-        return singles
 
     def watched(self, what: str) -> AbstractContextManager[None]:
         """Around work of this chunk in a thread of its own that might hang."""
@@ -178,6 +172,13 @@ class Context:
                 return ItemError(f"Something went wrong inside revln ({type(err).__name__}); the log has more.")
 
 
+def _read_parameters(operation: Operation, given: dict[str, Any]) -> Parameters:
+    try:
+        return operation.parameters.model_validate(given)
+    except ValidationError as err:
+        raise JobError(f"This worker cannot read the job's parameters: {_first(err)}") from err
+
+
 _Schema = TypeVar("_Schema", bound=Item)
 
 
@@ -190,8 +191,12 @@ def _parse(raw: Any, schema: type[_Schema]) -> _Schema | ItemInvalid:
     try:
         return schema.model_validate(json.loads(raw) if isinstance(raw, bytes) else raw)
     except ValidationError as err:
-        first = err.errors()[0]
-        where = "/".join(str(part) for part in first["loc"]) or "item"
-        return ItemInvalid(f"{where}: {first['msg'].removeprefix('Value error, ')}")
+        return ItemInvalid(_first(err))
     except (ValueError, RecursionError):
         return ItemInvalid("This line of the manifest is not JSON in UTF-8.")
+
+
+def _first(err: ValidationError) -> str:
+    first = err.errors()[0]
+    where = "/".join(str(part) for part in first["loc"]) or "item"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"

@@ -6,24 +6,26 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from threading import Lock
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from revln.db.collections.collections import Collection
 from revln.db.embeddings import cached_vectors, store_vectors
 from revln.db.jobs.results import vectors_from_bytes, vectors_to_bytes
-from revln.errors import ItemError, ItemInvalid, ItemNotFound
+from revln.errors import ItemError, ItemInvalid, ItemNotFound, ModelUnavailable
 from revln.images import decode_image
 from revln.jobs.schemas import Item
 from revln.models.base import Operation
+from revln.models.outputs import finished
+from revln.models.prompts import QueryText
 from worker.context import Context
-from worker.models.pool import LoadedModel
+from worker.models.loading import LoadedModel
 from worker.runtime import Runtime
 
-__all__ = ["Content", "embed", "image_bytes", "item_contents", "own_contents", "text_content"]
+__all__ = ["Content", "embed", "image_bytes", "item_contents", "load_embedder", "own_contents", "text_content"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +44,25 @@ def text_content(text: str) -> Content:
     return Content("text:" + hashlib.sha256(normal.encode()).hexdigest(), Operation.EMBED_TEXT, text=normal)
 
 
-def item_contents(context: Context, items: Sequence[Item | ItemError]) -> list[Content | ItemError]:
-    """What of each item is embedded: its image if it has one, else its text. URLs are fetched beside each other."""
+def item_contents(
+    context: Context[Any], items: Sequence[Item | ItemError], *, queries: bool = False
+) -> list[Content | ItemError]:
+    """What of each item is embedded: its image if it has one, else its text. URLs are fetched beside each other.
+
+    ``queries``: the texts are asked with, and not found.
+    """
     found = context.gather([item if isinstance(item, ItemError) else _content(context, item) for item in items])
-    return own_contents(context, found)
+    own = own_contents(context, found)
+    return [_asked(one) for one in own] if queries else own
 
 
-def own_contents(context: Context, contents: Sequence[Content | ItemError]) -> list[Content | ItemError]:
+def _asked(content: Content | ItemError) -> Content | ItemError:
+    if isinstance(content, ItemError) or content.text is None:
+        return content
+    return replace(content, text=QueryText(content.text))
+
+
+def own_contents(context: Context[Any], contents: Sequence[Content | ItemError]) -> list[Content | ItemError]:
     """A picture that the job's tenant does not have is not there, even if its vector or its bytes are."""
     named = {one.image_sha256 for one in contents if isinstance(one, Content)} - {None}
     have = context.runtime.uploads.of(context.job.tenant, "image", [sha256 for sha256 in named if sha256])
@@ -60,7 +74,23 @@ def own_contents(context: Context, contents: Sequence[Content | ItemError]) -> l
     ]
 
 
-def _content(context: Context, item: Item) -> Content | ItemError | Future[Content]:
+def load_embedder(context: Context[Any], collection: Collection | None = None) -> LoadedModel:
+    """Load the job's model, or the collection's if that was migrated since the job came in.
+
+    Raises:
+        ModelUnavailable: also if the model makes no vectors.
+    """
+    name, fingerprint = context.job.model, context.job.model_fingerprint
+    if collection is not None and collection.model_fingerprint != fingerprint:
+        name, fingerprint = collection.model, collection.model_fingerprint
+    assert name is not None
+    loaded = context.runtime.models.get(name, fingerprint)
+    if loaded.model.info.dim is None:
+        raise ModelUnavailable(f"Model {name} makes no vectors.")
+    return loaded
+
+
+def _content(context: Context[Any], item: Item) -> Content | ItemError | Future[Content]:
     if item.image is None:
         return text_content(item.text or "")
     if item.image.sha256 is not None:
@@ -87,36 +117,11 @@ def image_bytes(runtime: Runtime, content: Content) -> bytes:
     return runtime.blobs.get(content.image_sha256, "images")
 
 
-class _InFlight:
-    """Who is computing which vector right now, so that nobody computes it a second time."""
-
-    def __init__(self) -> None:
-        self._futures: dict[tuple[str, str], Future[Any]] = {}
-        self._lock = Lock()
-
-    def claim(self, fingerprint: str, key: str) -> tuple[Future[Any], bool]:
-        """The future of this vector, and whether the caller is the one to fill it."""
-        with self._lock:
-            known = self._futures.get((fingerprint, key))
-            if known is not None:
-                return known, False
-            mine: Future[Any] = Future()
-            self._futures[fingerprint, key] = mine
-            return mine, True
-
-    def done(self, fingerprint: str, key: str) -> None:
-        with self._lock:
-            self._futures.pop((fingerprint, key), None)
-
-
-_in_flight = _InFlight()
-
-
 def embed(
-    context: Context, loaded: LoadedModel, contents: Sequence[Content | ItemError]
+    context: Context[Any], loaded: LoadedModel, contents: Sequence[Content | ItemError]
 ) -> list[NDArray[np.float32] | ItemError]:
     """A unit-norm (D,) float32 vector for each content, or the error of that one."""
-    contents = [_readable(loaded, content) for content in contents]
+    contents = [_named(loaded, _readable(loaded, content)) for content in contents]
     wanted = {content.key: content for content in contents if isinstance(content, Content)}
     vectors = _shared_vectors(context, loaded, list(wanted.values()))
     return [vectors[content.key] if isinstance(content, Content) else content for content in contents]
@@ -129,13 +134,24 @@ def _readable(loaded: LoadedModel, content: Content | ItemError) -> Content | It
     return ItemInvalid(f"Model {loaded.model.info.name} does not read {what}.")
 
 
-def _shared_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Content]) -> dict[str, Any]:
+def _named(loaded: LoadedModel, content: Content | ItemError) -> Content | ItemError:
+    """Name a query's vector apart where the model reads it with another prompt than what is found."""
+    prompts = loaded.model.info.prompts
+    if isinstance(content, ItemError) or not isinstance(content.text, QueryText):
+        return content
+    if prompts is None or not prompts.differ:
+        return content
+    made_of = f"{prompts.query}\0{content.text}"
+    return replace(content, key="query:" + hashlib.sha256(made_of.encode()).hexdigest())
+
+
+def _shared_vectors(context: Context[Any], loaded: LoadedModel, wanted: Sequence[Content]) -> dict[str, Any]:
     """The vector or the error of each, by key; what another thread is at already is waited for."""
-    fingerprint = loaded.model.info.joint_fingerprint
+    fingerprint, in_flight = loaded.model.info.joint_fingerprint, context.runtime.in_flight
     mine: list[tuple[Content, Future[Any]]] = []
     theirs: list[tuple[Content, Future[Any]]] = []
     for content in wanted:
-        future, ours = _in_flight.claim(fingerprint, content.key)
+        future, ours = in_flight.claim(fingerprint, content.key)
         (mine if ours else theirs).append((content, future))
     found: dict[str, Any] = {}
     try:
@@ -143,7 +159,7 @@ def _shared_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Cont
     finally:
         # Whatever happened to us, those who wait for our vectors must hear of it.
         for content, future in mine:
-            _in_flight.done(fingerprint, content.key)
+            in_flight.done(fingerprint, content.key)
             future.set_result(found.get(content.key))
     for (content, _), value in zip(theirs, context.gather((future for _, future in theirs), shared=True), strict=True):
         found[content.key] = value
@@ -154,7 +170,7 @@ def _shared_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Cont
     return found
 
 
-def _own_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Content]) -> dict[str, Any]:
+def _own_vectors(context: Context[Any], loaded: LoadedModel, wanted: Sequence[Content]) -> dict[str, Any]:
     """From the database, else computed and stored there.
 
     Looked up only now that they are ours: who looked before could miss what another thread stored in between.
@@ -164,19 +180,18 @@ def _own_vectors(context: Context, loaded: LoadedModel, wanted: Sequence[Content
         known = cached_vectors(connection, model.info.joint_fingerprint, [content.key for content in wanted])
     missing = [content for content in wanted if content.key not in known]
     pool = context.runtime.prepare_pools[context.priority]
-    started = [pool.submit(_prepare, context, loaded, content) for content in missing]
+    started = [pool.submit(context.job.tenant, _prepare, context, loaded, content) for content in missing]
     # Preparing gives the future of the forward pass, or the item's error; waiting for that gives the vector.
     raws = context.gather(context.gather(started))
     computed = {
-        content.key: raw if isinstance(raw, ItemError) else model.finish(content.operation, raw)
-        for content, raw in zip(missing, raws, strict=True)
+        content.key: finished(model, content.operation, raw) for content, raw in zip(missing, raws, strict=True)
     }
     good = {key: vectors_to_bytes(value) for key, value in computed.items() if not isinstance(value, ItemError)}
     store_vectors(db, model.info.joint_fingerprint, good)
     return {**{key: vectors_from_bytes(raw, 1)[0] for key, raw in known.items()}, **computed}
 
 
-def _prepare(context: Context, loaded: LoadedModel, content: Content) -> Future[Any]:
+def _prepare(context: Context[Any], loaded: LoadedModel, content: Content) -> Future[Any]:
     """In the prepare pool: decode and resize beside the forward pass, then queue for it."""
     model = loaded.model
     item: Any = content.text

@@ -46,7 +46,7 @@ def end_with(runtime: Runtime, lease: Lease, err: Exception) -> str:
     return said
 
 
-def persist(lease: Lease, write: Callable[[], Any]) -> None:
+def persist(lease: Lease, write: Callable[[], Any], again_s: float = _REWRITE_S) -> None:
     """Write; while the database is away keep what was computed and try again, for as long as the lease may be ours.
 
     Who gave up would have it computed again for want of one minute; the fence keeps a late write harmless.
@@ -65,7 +65,7 @@ def persist(lease: Lease, write: Callable[[], Any]) -> None:
                 raise
             log.warning("chunk %s.%d is kept until the database is back: %s", *lease.claim.key, err)
         lease.progress()
-        time.sleep(_REWRITE_S)
+        time.sleep(again_s)
 
 
 def _ending(runtime: Runtime, claim: Claim, err: Exception) -> tuple[str, Callable[[], Any]]:

@@ -9,11 +9,12 @@ from typing import Any
 from revln.db.collections.collections import Collection
 from revln.db.collections.generations import generation_for
 from revln.errors import ItemError
-from revln.models.base import Evidence, ModelInfo
+from revln.jobs.caption_schemas import CaptionParameters
+from revln.models.base import Evidence
 from worker.context import Context
 from worker.embedding import Content, embed
 from worker.index.nearest import Wanted, nearest
-from worker.models.pool import LoadedModel
+from worker.models.loading import LoadedModel
 
 __all__ = ["Found", "find_evidence"]
 
@@ -28,7 +29,9 @@ class Found:
     note: str | None = None
 
 
-def find_evidence(context: Context, captioner: LoadedModel, contents: Sequence[Content | ItemError]) -> list[Found]:
+def find_evidence(
+    context: Context[CaptionParameters], captioner: LoadedModel, contents: Sequence[Content | ItemError]
+) -> list[Found]:
     """For each picture; nothing without a collection. Retrieval is by the collection's model, whoever captions."""
     if context.job.collection is None:
         return [Found() for _ in contents]
@@ -39,30 +42,25 @@ def find_evidence(context: Context, captioner: LoadedModel, contents: Sequence[C
     retriever = _retriever(context, captioner, collection)
     vectors = embed(context, retriever, contents)
     good = [Wanted(vector) for vector in vectors if not isinstance(vector, ItemError)]
-    wanted = int(context.input["neighbors"])
-    hits, _ = nearest(context, collection, good, wanted * _LOOK_FURTHER, filter_json=context.input.get("filter"))
-    limit = _limit(context, retriever.model.info)
+    asked = context.parameters
+    hits, _ = nearest(context, collection, good, asked.neighbors * _LOOK_FURTHER, filter_json=asked.filter)
+    # The request's limit, else the model's: what its operator said, or what was calibrated for it.
+    limit = retriever.model.info.evidence_min_score if asked.evidence_min_score is None else asked.evidence_min_score
     found = iter(hits)
     near = [vector if isinstance(vector, ItemError) else next(found) for vector in vectors]
     return [
         Found(note=f"No evidence was looked for: {one.message}")
         if isinstance(one, ItemError)
-        else _near(one, wanted, limit, collection)
+        else _near(one, asked.neighbors, limit, collection)
         for one in near
     ]
 
 
-def _retriever(context: Context, captioner: LoadedModel, collection: Collection) -> LoadedModel:
+def _retriever(context: Context[Any], captioner: LoadedModel, collection: Collection) -> LoadedModel:
     """The captioner itself if the vectors are its own. Raises ModelUnavailable if the files here are of another."""
     if captioner.model.info.joint_fingerprint == collection.model_fingerprint:
         return captioner
     return context.runtime.models.get(collection.model, collection.model_fingerprint)
-
-
-def _limit(context: Context, retriever: ModelInfo) -> float | None:
-    """The request's, else that of the model that retrieves: what its operator said, or what was calibrated for it."""
-    asked = context.input.get("evidence_min_score")
-    return retriever.evidence_min_score if asked is None else float(asked)
 
 
 def _near(hits: list[dict[str, Any]], wanted: int, limit: float | None, collection: Collection) -> Found:

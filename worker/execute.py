@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection
 
+from revln.broker import task_id
 from revln.db.jobs.chunks import ChunkResult, Claim, claim_chunk, finish_chunk
 from revln.db.jobs.results import vectors_by_index, vectors_to_bytes
 from revln.db.jobs.turns import Turn
 from revln.errors import JobError, LeaseLost
 from revln.jobs.kinds import KINDS
+from revln.jobs.schemas import Parameters
 from worker.context import Again, Context, Done, Outcome
 from worker.endings import end_with, persist, retry_items_in_s
 from worker.handlers.registry import HANDLERS
@@ -32,50 +34,55 @@ _TRIES = 5  # to claim what is due before somebody else does
 _MOST_RUNS = 1_000
 
 
-def execute(runtime: Runtime, job_id: str, number: int) -> None:
+def execute(runtime: Runtime, job_id: str, number: int) -> str:
     """Run the chunk whose turn it is in the queue of this one. Never raises for what a chunk does: that is in its row.
+
+    Returns:
+        Which chunk that was, to be shown.
 
     Raises:
         Unavailable: the database does not answer; the sweeper will find the chunk again.
     """
     for _ in range(_TRIES):
-        if _execute(runtime, (job_id, number)):
-            return
+        if ran := _execute(runtime, (job_id, number)):
+            return ran
+    return "nothing: other workers were first"
 
 
-def _execute(runtime: Runtime, rung_by: tuple[str, int]) -> bool:
-    """Whether that was it: False if another worker was quicker to claim what was due."""
+def _execute(runtime: Runtime, rung_by: tuple[str, int]) -> str:
+    """Return what ran; empty if another worker claimed the chunk first."""
     with runtime.turns.next(rung_by) as turn:
         if turn is None:
             log.info("nothing waits in the queue of chunk %s.%d", *rung_by)
-            return True
+            return "nothing: its queue is empty"
         # Before the claim: a lease must not run out in line.
         with _place(runtime, turn):
             other = rung_by if rung_by != turn.address else None
             claim = claim_chunk(runtime.db, *turn.address, runtime.worker_id, runtime.settings.lease_s, rung_by=other)
             runtime.turns.claimed(turn)
             if claim is None:
-                return False
+                return ""
             if claim.job.chunks_running == 1:
                 _call_out(runtime, claim)
             if _run_claimed(runtime, claim):
                 _call_out(runtime, claim, ended=True)
-            return True
+            return f"ran {task_id(*turn.address)}"
 
 
 def _call_out(runtime: Runtime, claim: Claim, *, ended: bool = False) -> None:
     """Tell those who wait for the job that it changed, and workers that its collection did."""
     job = claim.job
-    changed = (job.tenant, job.collection) if ended and job.kind == "index" and job.collection else None
+    changes = ended and KINDS[job.kind].operation(job.input).changes_collection
+    changed = (job.tenant, job.collection) if changes and job.collection else None
     runtime.dispatcher.announce(job.id, changed)
     if claim.job.webhook is not None:
-        runtime.webhooks.nudge()
+        runtime.webhooks.wake()
 
 
 def _run_claimed(runtime: Runtime, claim: Claim) -> bool:
     """Whether it stayed ours to the end."""
     started = time.monotonic()
-    timeout_s = KINDS[claim.job.kind].chunk_timeout_s(claim.job.input)
+    timeout_s = KINDS[claim.job.kind].operation(claim.job.input).timeout_s
     name = "chunk {}.{}".format(*claim.key)
     with runtime.leases.hold(claim, timeout_s) as lease, runtime.watchdog.chunk(name, lease):
         try:
@@ -97,23 +104,23 @@ def _place(runtime: Runtime, turn: Turn) -> AbstractContextManager[None]:
 
 def _run(runtime: Runtime, lease: Lease) -> str:
     try:
-        context = Context(runtime, lease)
+        context = Context[Parameters](runtime, lease)
         if context.split():
             return "cut into single items"
         with runtime.models.held(waiting=lease.keep_waiting):
-            _finish(runtime, lease, context)
+            _finish(context)
     except Exception as err:  # noqa: BLE001 - a chunk ends here; the error goes to its row
         return end_with(runtime, lease, err)
     return "finished"
 
 
-def _finish(runtime: Runtime, lease: Lease, context: Context) -> None:
-    claim = lease.claim
+def _finish(context: Context[Any]) -> None:
+    lease = context.lease
     for _ in range(_MOST_RUNS):
-        done = HANDLERS[claim.job.kind](context)
+        done = HANDLERS[context.operation.name](context)
         lease.check()
         try:
-            persist(lease, partial(_write, runtime, claim, done))
+            persist(lease, partial(_write, context, done))
         except Again:
             lease.progress()
         else:
@@ -121,15 +128,16 @@ def _finish(runtime: Runtime, lease: Lease, context: Context) -> None:
     raise JobError("The collection changes faster than the job can follow it; run it again at a quieter time.")
 
 
-def _write(runtime: Runtime, claim: Claim, done: Done) -> None:
-    finish_chunk(runtime.db, claim, lambda connection: _result(connection, claim, done), retry_items_in_s(claim))
+def _write(context: Context[Any], done: Done) -> None:
+    claim = context.claim
 
+    def result(connection: Connection) -> ChunkResult:
+        outcomes = done.apply(connection, done.outcomes) if done.apply else done.outcomes
+        if context.operation.open_ended:
+            return ChunkResult([outcome.as_dict() for outcome in outcomes], open_ended=True)
+        return _merged(claim, outcomes)
 
-def _result(connection: Connection, claim: Claim, done: Done) -> ChunkResult:
-    outcomes = done.apply(connection, done.outcomes) if done.apply else done.outcomes
-    if done.open_ended:
-        return ChunkResult([outcome.as_dict() for outcome in outcomes], open_ended=True)
-    return _merged(claim, outcomes)
+    finish_chunk(context.runtime.db, claim, result, retry_items_in_s(claim))
 
 
 def _merged(claim: Claim, outcomes: Sequence[Outcome]) -> ChunkResult:

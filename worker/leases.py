@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from threading import Event, Lock, Thread
+from threading import Lock
 
 from revln.db.engine import Database
 from revln.db.jobs.chunks import Claim, heartbeat, release_chunk
@@ -17,6 +17,7 @@ from revln.db.jobs.crashes import charge_crash
 from revln.db.jobs.read import cancel_requested
 from revln.errors import DeadlineExceeded, JobCanceled, LeaseLost, RevlnError, TimedOut
 from revln.settings import Settings
+from worker.loop import Loop
 
 __all__ = ["Lease", "LeaseKeeper"]
 
@@ -76,24 +77,17 @@ class Lease:
             raise TimedOut(f"The chunk ran longer than the {self._timeout_s:g} s that its kind allows.")
 
 
-class LeaseKeeper:
+class LeaseKeeper(Loop):
     """Renews leases and looks for cancellations, in one thread for the process."""
 
     def __init__(self, settings: Settings, db: Database, on_beat: Callable[[], None]) -> None:
+        super().__init__("heartbeat", _CANCEL_POLL_S, self._look, patience_s=settings.heartbeat_s)
         self._settings = settings
         self._db = db
         self._on_beat = on_beat
         self._leases: dict[tuple[str, int], Lease] = {}
         self._lock = Lock()
-        self._stop = Event()
-        self._thread = Thread(target=self._run, name="leases", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(timeout=self._settings.heartbeat_s)
+        self._beat_at = 0.0
 
     @contextmanager
     def hold(self, claim: Claim, timeout_s: float) -> Iterator[Lease]:
@@ -129,21 +123,17 @@ class LeaseKeeper:
         with self._lock:
             return list(self._leases.values())
 
-    def _run(self) -> None:
-        next_beat = time.monotonic()
-        while not self._stop.wait(_CANCEL_POLL_S):
-            try:
-                self._look_for_cancellations()
-                if time.monotonic() >= next_beat:
-                    next_beat = time.monotonic() + self._settings.heartbeat_s
-                    self._on_beat()
-                    self._renew()
-            except RevlnError as err:
-                # The database is away. As soon as it is back the leases are renewed, before a sweeper looks at them.
-                next_beat = time.monotonic()
-                log.warning("heartbeat failed: %s", err)
-            except Exception:
-                log.exception("heartbeat failed")
+    def _look(self) -> None:
+        self._look_for_cancellations()
+        if time.monotonic() >= self._beat_at:
+            self._beat_at = time.monotonic() + self._settings.heartbeat_s
+            self._on_beat()
+            self._renew()
+
+    def failed(self, err: Exception) -> None:
+        if isinstance(err, RevlnError):
+            # The database is away. As soon as it is back the leases are renewed, before a sweeper looks at them.
+            self._beat_at = 0.0
 
     def _look_for_cancellations(self) -> None:
         leases = self._snapshot()

@@ -10,19 +10,18 @@ from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.signals import worker_shutting_down
 
-from revln.broker import CANARY_QUEUE, CANARY_TASK, canary_key, connect_redis, make_celery, task_name
+from revln.broker import CANARY_QUEUE, CANARY_TASK, canary_key, make_celery, task_name
+from revln.db.migrate import require_tables
 from revln.errors import RevlnError, SettingsError
 from revln.jobs.kinds import KINDS, all_queues
 from revln.models.memory import keep_freed_memory
+from revln.redis_clients import connect_redis
 from revln.settings import Settings
 from revln.telemetry import configure_logging
 from worker.execute import execute
 from worker.health.consumer import StoppingWorker
 from worker.health.echo import ECHO_TASK, echo_queue
-from worker.health.leaving import leave_deaf, leave_hung, leave_in_time
 from worker.runtime import Runtime
-from worker.upkeep.janitor import Janitor
-from worker.upkeep.sweeper import Sweeper
 
 __all__ = ["run"]
 
@@ -36,15 +35,15 @@ def run(settings: Settings) -> int:
     # It warns of root because of pickle; only JSON is accepted here.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     queues = choose_queues(settings.queues)
+    require_tables(settings)
     runtime = Runtime(settings, queues)
-    background = (Sweeper(runtime), Janitor(runtime))
     app = make_celery(settings)
     app.conf.task_queues.append(echo_queue(runtime.worker_id))
     _register(app, runtime)
 
     def stopping(code: int = 0) -> None:
-        runtime.canary.hush()  # from here on it is meant not to hear
-        leave_in_time(runtime, code)
+        runtime.canary.halt()  # from here on it is meant not to hear
+        runtime.leaving.in_time(code)
 
     worker_shutting_down.connect(lambda **_: stopping(), weak=False)
     worker = StoppingWorker(
@@ -62,13 +61,7 @@ def run(settings: Settings) -> int:
     )
     # Not in Celery's worker_init: it swallows what a receiver raises, and would go on without leases.
     runtime.start()
-    runtime.watchdog.start(lambda works: leave_hung(runtime, works))
-    runtime.canary.start(lambda: leave_deaf(runtime))
-    for part in background:
-        part.start()
     worker.start()
-    for part in background:
-        part.stop()
     runtime.stop()
     return int(worker.exitcode or 0)
 
@@ -93,9 +86,14 @@ def choose_queues(wanted: str) -> list[str]:
 def _register(app: Celery, runtime: Runtime) -> None:
     """One Celery task for each kind, so that Flower tells them apart; all of them run a chunk."""
 
-    def run_chunk(job_id: str, number: int) -> None:
+    def run_chunk(job_id: str, number: int) -> str:
+        """Run the chunk whose turn it is in the queue of the one that the message names.
+
+        That may be another one, of another job and tenant: turns change after a message is published
+        (`revln.db.jobs.turns`). What is returned tells it, and is what Flower shows as the task's result.
+        """
         with runtime.occupied(by_chunk=True):
-            execute(runtime, job_id, number)
+            return execute(runtime, job_id, number)
 
     for kind in KINDS:
         app.task(run_chunk, name=task_name(kind))

@@ -16,7 +16,7 @@ Address = tuple[str, int]  # of a chunk: its job's id, and its number
 
 
 def runs_long(turn: Turn) -> bool:
-    return KINDS[turn.kind].runs_long(turn.input)
+    return KINDS[turn.kind].operation(turn.input).runs_long
 
 
 class Turns:

@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 from uuid import uuid4
 
-import redis.asyncio
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
@@ -18,17 +17,17 @@ from api.answers import ReadyAnswer
 from api.state import ApiState, State
 from revln import __version__
 from revln.access import DEFAULT_TENANT
-from revln.broker import canary_key, redis_url
-from revln.db.jobs.read import count_by_status, drain_rate
+from revln.broker import canary_key
+from revln.db.jobs.lists import count_by_status, drain_rate
 from revln.db.webhooks.log import count_by_state
 from revln.db.workers import list_workers
 from revln.errors import Forbidden, RevlnError
+from revln.redis_clients import connect_redis_async
 
 __all__ = ["router"]
 
 router = APIRouter(tags=["health"])
 
-_CANARY_S = 5.0
 _READY: dict[int | str, dict[str, Any]] = {
     200: {"model": ReadyAnswer},
     503: {"model": ReadyAnswer, "description": "Not ready: the part that is not says why"},
@@ -36,7 +35,7 @@ _READY: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/healthz", summary="The API process answers")
-def healthz() -> dict[str, str]:
+async def healthz() -> dict[str, str]:  # a plain function would wait for a thread
     return {"status": "ok", "version": __version__}
 
 
@@ -49,7 +48,7 @@ async def readyz(state: State) -> JSONResponse:
     )
     if worker is None:
         busy = any(one["state"] == "busy" for one in workers)
-        worker = "ok" if busy else f"no worker answered within {_CANARY_S:g} s"
+        worker = "ok" if busy else f"no worker answered within {state.canary_s:g} s"
     parts = {"database": database, "redis": broker, "worker": worker}
     ready = all(answer == "ok" for answer in parts.values())
     return JSONResponse({"ready": ready, **parts, "workers": workers}, 200 if ready else 503)
@@ -79,12 +78,10 @@ def _broker(state: ApiState) -> str:
 async def _worker(state: ApiState) -> str | None:
     """What a worker answered, or why it could not be asked; None: nobody answered."""
     nonce = uuid4().hex
-    client = redis.asyncio.Redis.from_url(
-        redis_url(state.settings), decode_responses=True, socket_connect_timeout=2, socket_timeout=_CANARY_S + 1
-    )
+    client = connect_redis_async(state.settings, socket_connect_timeout=2, socket_timeout=state.canary_s + 1)
     try:
         await run_sync(state.dispatcher.send_canary, nonce)
-        answer: Any = await client.blpop([canary_key(nonce)], timeout=_CANARY_S)
+        answer: Any = await client.blpop([canary_key(nonce)], timeout=state.canary_s)
     except Exception as err:  # noqa: BLE001 - whatever stops the message is the answer
         return f"the canary could not be sent: {type(err).__name__}"
     finally:

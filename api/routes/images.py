@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -16,7 +16,7 @@ from api.state import ApiState, State
 from api.views import matches
 from revln.access import OWNER
 from revln.errors import ItemNotFound, NotFound
-from revln.images import THUMBNAIL_MEDIA_TYPE, THUMBNAIL_WIDTHS, inspect_image, thumbnail
+from revln.images import THUMBNAIL_MEDIA_TYPE, THUMBNAIL_WIDTHS, inspect_image, media_type_of, thumbnail
 
 __all__ = ["router"]
 
@@ -50,21 +50,17 @@ async def upload(request: Request, state: State, caller: Who) -> Response:
             data = await files[0].read()
     else:
         data = await request.body()
-    known, body = await run_sync(_store, state, caller.tenant, data)
-    return JSONResponse(body, 200 if known else 201, {"Location": f"/v1/images/{body['sha256']}"})
-
-
-def _store(state: ApiState, tenant: str, data: bytes) -> tuple[bool, dict[str, Any]]:
-    facts = inspect_image(data, state.image_limits)
+    facts = await state.pictures.run(caller.tenant, lambda: inspect_image(data, state.image_limits))
     # Known means known to the tenant: that others have the same picture is theirs to know.
-    new = state.uploads.put(tenant, [data])
-    return not new, {
+    new = await run_sync(state.uploads.put, caller.tenant, [data])
+    body = {
         "sha256": facts.sha256,
         "media_type": facts.media_type,
         "width": facts.width,
         "height": facts.height,
         "size_bytes": facts.size_bytes,
     }
+    return JSONResponse(body, 201 if new else 200, {"Location": f"/v1/images/{facts.sha256}"})
 
 
 @router.get(
@@ -73,7 +69,7 @@ def _store(state: ApiState, tenant: str, data: bytes) -> tuple[bool, dict[str, A
     response_class=Response,
     responses={200: {"content": {"image/*": {}}}, 304: {"description": "Still as `If-None-Match` has it"}},
 )
-def fetch(
+async def fetch(
     sha256: Sha256,
     state: State,
     caller: Who,
@@ -83,18 +79,42 @@ def fetch(
     headers = {"ETag": f'"{sha256}-{width or 0}"'}
     if caller.who == OWNER.who:  # no key, no secret: a browser may keep it
         headers["Cache-Control"] = _FOREVER
+    if await run_sync(_is_known, state, caller.tenant, sha256, matches(headers["ETag"], if_none_match)):
+        return Response(status_code=304, headers=headers)
+    if width is None:
+        data = await run_sync(_bytes, state, sha256)
+        return Response(data, media_type=media_type_of(data), headers=headers)
+    small = state.thumbnails.get((caller.tenant, sha256, width))
+    if small is None:
+        small = await state.pictures.run(caller.tenant, lambda: _thumbnail(state, caller.tenant, sha256, width))
+    return Response(small, media_type=THUMBNAIL_MEDIA_TYPE, headers=headers)
+
+
+def _is_known(state: ApiState, tenant: str, sha256: str, is_same: bool) -> bool:
+    """Whether the client has the picture already. Raises NotFound if it is not the tenant's."""
+    if not state.uploads.of(tenant, "image", [sha256]):
+        raise _not_found(sha256)
+    return is_same and state.blobs.exists(sha256, "images")
+
+
+def _bytes(state: ApiState, sha256: str) -> bytes:
     try:
-        if not state.uploads.of(caller.tenant, "image", [sha256]):
-            raise ItemNotFound
-        if matches(headers["ETag"], if_none_match) and state.blobs.exists(sha256, "images"):
-            return Response(status_code=304, headers=headers)
-        data = state.blobs.get(sha256, "images")
+        return state.blobs.get(sha256, "images")
     except ItemNotFound as err:
-        raise NotFound(f"There is no image {sha256}. POST /v1/images uploads one.") from err
-    if width is not None:
-        return Response(thumbnail(data, state.image_limits, width), media_type=THUMBNAIL_MEDIA_TYPE, headers=headers)
-    facts = inspect_image(data, state.image_limits)
-    return Response(data, media_type=facts.media_type, headers=headers)
+        raise _not_found(sha256) from err
+
+
+def _thumbnail(state: ApiState, tenant: str, sha256: str, width: int) -> bytes:
+    """Make one, unless that was done while this request waited for its turn."""
+    small = state.thumbnails.get((tenant, sha256, width))
+    if small is None:
+        small = thumbnail(_bytes(state, sha256), state.image_limits, width)
+        state.thumbnails.put((tenant, sha256, width), small)
+    return small
+
+
+def _not_found(sha256: str) -> NotFound:
+    return NotFound(f"There is no image {sha256}. POST /v1/images uploads one.")
 
 
 @router.delete("/{sha256}", status_code=204, summary="Delete a picture that no job and no item needs")

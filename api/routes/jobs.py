@@ -26,9 +26,11 @@ from api.views import etag, job_view, matches, result_view
 from revln.access import Caller, Scope
 from revln.db.jobs import changes as job_changes
 from revln.db.jobs import read as db_jobs
-from revln.db.jobs.read import Job, JobFilter
+from revln.db.jobs.lists import JobFilter, queue_position
+from revln.db.jobs.lists import list_jobs as read_jobs
+from revln.db.jobs.read import Job
 from revln.db.jobs.results import result_items
-from revln.errors import Unauthorized, UnsupportedMedia
+from revln.errors import ModelUnavailable, Unauthorized, Unavailable, UnsupportedMedia
 from revln.jobs.kinds import KINDS, queue_name
 from revln.jobs.state import JobStatus
 from revln.timestamps import timestamp
@@ -51,19 +53,29 @@ _JOB: dict[int | str, dict[str, Any]] = {200: {"model": JobAnswer}}
 def _read(state: ApiState, job_id: str) -> tuple[Job, int | None]:
     with state.db.read() as connection:
         job = db_jobs.get_job(connection, job_id)
-        return job, db_jobs.queue_position(connection, job)
+        return job, queue_position(connection, job)
 
 
 def _position(state: ApiState, job: Job) -> int | None:
     with state.db.read() as connection:
-        return db_jobs.queue_position(connection, job)
+        return queue_position(connection, job)
 
 
 def _page(state: ApiState, job: Job, offset: int, limit: int, cut: bool = False) -> dict[str, Any]:
     with state.db.read() as connection:
         page = result_items(connection, job.id, offset, limit, cut=cut)
-    dim = state.catalog.describe(job.model).dim if job.model in state.catalog.names else None
-    return result_view(job, page, dim)
+    return result_view(job, page, _dim(state, job, page))
+
+
+def _dim(state: ApiState, job: Job, page: list[tuple[dict[str, Any], Any]]) -> int | None:
+    """Of the vectors here; without any, of the model, if that can be read now."""
+    found = next((len(vector) for _, vector in page if vector is not None), None)
+    if found is not None or job.model not in state.catalog.names:
+        return found
+    try:
+        return state.catalog.describe(job.model).dim
+    except (ModelUnavailable, Unavailable):
+        return None
 
 
 def _answer(state: ApiState, job: Job, position: int | None, status: int = 200, **more: Any) -> JSONResponse:
@@ -156,7 +168,7 @@ def list_jobs(
     position = decode_cursor(cursor, float, str)
     with state.db.read() as connection:
         before = (position[0], position[1]) if position else None
-        found = db_jobs.list_jobs(connection, caller.tenant, wanted, limit + 1, before)
+        found = read_jobs(connection, caller.tenant, wanted, limit + 1, before)
     page, more = cut(found, limit, lambda job: [job.created_at, job.id])
     return {"jobs": [job_view(job, state.settings) for job in page], "next_cursor": more}
 
@@ -207,15 +219,16 @@ def get_result(
     if _NPY in request.headers.get("accept", ""):
         return Response(_as_npy(state, job, offset, limit), media_type=_NPY, headers=headers)
     # Not JSONResponse: a page of vectors is long, and this route already runs in a thread of its own.
-    return Response(json.dumps(_page(state, job, offset, limit)), media_type="application/json", headers=headers)
+    body = json.dumps(_page(state, job, offset, limit), allow_nan=False)
+    return Response(body, media_type="application/json", headers=headers)
 
 
 def _as_npy(state: ApiState, job: Job, offset: int, limit: int) -> bytes:
-    if job.kind != "embed" or job.model is None:
+    if not KINDS[job.kind].operation(job.input).makes_vectors or job.model is None:
         raise UnsupportedMedia(f"A {job.kind} job has no vectors; ask for application/json.")
     with state.db.read() as connection:
         page = result_items(connection, job.id, offset, limit, as_json=False)
-    dim = next((len(vector) for _, vector in page if vector is not None), None) or state.catalog.describe(job.model).dim
+    dim = _dim(state, job, page)
     rows = np.full((max(0, min(limit, job.total - offset)), dim or 0), np.nan, dtype=np.float32)
     for item, vector in page:
         if vector is not None:

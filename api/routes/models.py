@@ -30,6 +30,7 @@ _ORDERED: dict[int | str, dict[str, Any]] = {
 @router.get("", summary="List models", responses={200: {"model": ModelsAnswer}})
 def list_all(state: State) -> dict[str, Any]:
     workers = _workers(state)
+    state.catalog.look()
     return {"models": [_view(state, name, workers) for name in state.catalog.names]}
 
 
@@ -73,15 +74,9 @@ def _view(state: ApiState, name: str, workers: list[dict[str, Any]]) -> dict[str
     entry: dict[str, Any] = {"name": name, "default": name == state.catalog.default}
     try:
         info = state.catalog.describe(name)
-    except ModelUnavailable as err:
-        return {**entry, "error": err.as_dict()}
-    # Another fingerprint: that worker has other files under this name, and refuses our jobs.
-    here = [
-        {"worker": worker["id"], **{key: model[key] for key in _SHOWN if key in model}}
-        for worker in workers
-        for model in worker["models"]
-        if model["name"] == name and model.get("fingerprint") in (None, info.fingerprint)
-    ]
+    except (ModelUnavailable, Unavailable) as err:
+        return {**entry, "error": err.as_dict(), "workers": _in_workers(name, None, workers)}
+    here = _in_workers(name, info.fingerprint, workers)
     return {
         **entry,
         "family": info.family,
@@ -89,8 +84,20 @@ def _view(state: ApiState, name: str, workers: list[dict[str, Any]]) -> dict[str
         "dim": info.dim,
         "fingerprint": info.fingerprint,
         "joint_fingerprint": info.joint_fingerprint,
+        "max_tokens": info.max_tokens,
+        "prompts": {"query": info.prompts.query, "document": info.prompts.document} if info.prompts else None,
         "parameters": info.parameters,
         "license": info.license,
         "loaded": any(model.get("device") for model in here),
         "workers": here,
     }
+
+
+def _in_workers(name: str, fingerprint: str | None, workers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Its state in each worker. One with another fingerprint has other files under this name, and refuses our jobs."""
+    return [
+        {"worker": worker["id"], **{key: model[key] for key in _SHOWN if key in model}}
+        for worker in workers
+        for model in worker["models"]
+        if model["name"] == name and (fingerprint is None or model.get("fingerprint") in (None, fingerprint))
+    ]

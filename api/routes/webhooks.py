@@ -10,19 +10,18 @@ from fastapi import APIRouter, Body, Query
 from pydantic import Field
 
 from api.access import Admin, OwnJob, Who
-from api.answers import DeliveryDetail, DeliveryPage, EnabledAnswer, ReplayAnswer, SecretsAnswer
+from api.answers import DeliveryDetail, DeliveryPage, EnabledAnswer, ReplayAnswer, SecretAnswer, SecretsAnswer
 from api.paging import cut, decode_cursor
 from api.problems import invalid
 from api.requests import Moment
 from api.state import ApiState, State
-from api.views import delivery_view
+from api.views import delivery_view, shown
 from revln.db.webhooks import log as webhook_log
 from revln.db.webhooks.secrets import WebhookSecret, rotate_secret, webhook_secrets
 from revln.errors import FetchRefused
 from revln.fetch import postable
 from revln.jobs.schemas import Strict
 from revln.jobs.webhooks import DeliveryState, WebhookUrl
-from revln.timestamps import timestamp
 
 __all__ = ["router"]
 
@@ -186,13 +185,4 @@ def _page(of: ApiState, tenant: str, limit: int, cursor: str | None, **wanted: A
 
 
 def _secrets_view(secrets: list[WebhookSecret]) -> dict[str, Any]:
-    return {
-        "secrets": [
-            {
-                "secret": each.secret,
-                "created_at": timestamp(each.created_at),
-                "expires_at": timestamp(each.expires_at),
-            }
-            for each in secrets
-        ]
-    }
+    return {"secrets": [shown(SecretAnswer, each) for each in secrets]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -57,19 +57,6 @@ class BlobStore:
         with self.writer(prefix) as writer:
             writer.write(data)
             return writer.commit()[0]
-
-    def put_stream(
-        self, chunks: Iterable[bytes], max_bytes: int | None = None, prefix: str = "manifests"
-    ) -> tuple[str, int]:
-        """Store a stream without ever holding it in memory; return its SHA-256 and its size.
-
-        Raises:
-            PayloadTooLarge: over ``max_bytes``; nothing is kept, and no chunk is asked for after the one that was over.
-        """
-        with self.writer(prefix, max_bytes) as writer:
-            for chunk in chunks:
-                writer.write(chunk)
-            return writer.commit()
 
     def writer(self, prefix: str, max_bytes: int | None = None) -> BlobWriter:
         """Begin a blob that is written piece by piece, as when the pieces arrive in an event loop."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from revln.cli.data_sets import LABELS, ByName, data_sets, label_set, names_of, store_files
 from revln.errors import ModelUnavailable, RevlnError, ValidationFailed
 from revln.models.base import Model
 from revln.models.device import cuda_count
@@ -16,6 +18,9 @@ from revln.models.families import AUTO, weights_only
 from revln.models.registry import ModelCatalog
 from revln.models.sources import fetch
 from revln.settings import ModelSettings, Settings
+
+if TYPE_CHECKING:
+    from revln.training.evaluation.options import EvalOptions
 
 __all__ = ["device_of", "evaluate", "model_folder"]
 
@@ -31,14 +36,46 @@ _FILE = click.Path(path_type=Path)
     show_default=True,
     help="revln-tiny, a name of REVLN_MODELS, or a folder",
 )
-@click.option("--data", type=_FILE, default=_DATA / "captions.jsonl", show_default=True, help="captions.jsonl")
-@click.option("--images", type=_FILE, default=_DATA / "images.zip", show_default=True, help="folder or zip of pictures")
-@click.option("--split", default="dev", show_default=True)
-@click.option("--store", type=_FILE, help="captions.jsonl to retrieve evidence from; without it, no retrieval")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="captioned pictures; several times for several data sets (NAME: else the file's folder) "
+    f"[default: {_DATA / 'captions.jsonl'}; none beside --labels]",
+)
+@click.option(
+    "--images",
+    multiple=True,
+    metavar="[NAME=]PATH",
+    help="folder or zip of the pictures of a data set, or of all [default: images.zip beside the file]",
+)
+@click.option("--split", multiple=True, metavar="[NAME=]SPLIT", default=["dev"], show_default=True)
+@click.option(
+    "--held-out",
+    multiple=True,
+    metavar="[NAME=]N",
+    help="measure only the pictures of which crc32(file name) % N is 0: the others may be trained on",
+)
+@click.option(
+    "--labels", type=_FILE, help="labelled pictures, to be named; its NAME for --images and --split is labels"
+)
+@click.option(
+    "--store",
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="captions to retrieve evidence from, a TSV without pictures too; several times for several stores",
+)
 @click.option("--retriever", metavar="NAME|DIR", help="model that finds the evidence, if not the evaluated one")
 @click.option("--store-split", default="train", show_default=True)
-@click.option("--limit", type=click.IntRange(min=1), help="only the first N pictures (recall is easier among fewer)")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="only the first N pictures of each data set and source of labels (recall is easier among fewer)",
+)
 @click.option("--captions/--no-captions", default=True, show_default=True, help="caption scores too")
+@click.option(
+    "--evidence", is_flag=True, help="does the decoder read it: captions told a person's caption, and a stranger's"
+)
 @click.option("--num-beams", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option(
     "--examples",
@@ -54,18 +91,18 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--json", "compact", is_flag=True, help="the object on one line")
 def evaluate(model: str, retriever: str | None, device: str, dtype: str | None, compact: bool, **options: Any) -> None:
-    """Print one JSON object: n_images, i2t, t2i, caption, caption_no_retrieval, seconds."""
+    """Print one JSON object: n_images, i2t, t2i, caption, caption_no_retrieval, seconds; and labels, domains."""
     try:
-        from revln.training.evaluate import EvalOptions
-        from revln.training.evaluate import evaluate as run
+        from revln.training.evaluation.report import evaluate as run
 
+        told = _told(**options)
         where = device_of(device)
         finder = _load(retriever, where, dtype) if retriever is not None else None
         measured = _load(model, where, dtype)
-        report = run(measured, EvalOptions(**options), finder)
+        report = run(measured, told, finder)
     except RevlnError as err:
         raise click.ClickException(err.message) from err
-    if report["i2t"] is report["caption_no_retrieval"] is None:
+    if all(report.get(figures) is None for figures in ("i2t", "caption_no_retrieval", "labels")):
         does = ", ".join(measured.info.operations)
         click.echo(
             f"nothing was measured: {model} does {does}; Recall@K takes both embed_image and embed_text, and caption "
@@ -73,6 +110,29 @@ def evaluate(model: str, retriever: str | None, device: str, dtype: str | None, 
             err=True,
         )
     click.echo(json.dumps(report, ensure_ascii=False, indent=None if compact else 2))
+
+
+def _told(
+    data: Sequence[str],
+    images: Sequence[str],
+    split: Sequence[str],
+    held_out: Sequence[str],
+    labels: Path | None,
+    store: Sequence[str],
+    store_split: str,
+    **others: Any,
+) -> EvalOptions:
+    from revln.training.evaluation.options import EvalOptions
+
+    data = data or (() if labels else (str(_DATA / "captions.jsonl"),))
+    known = [*names_of(data), LABELS]
+    pictures, splits = ByName.read("--images", images, known), ByName.read("--split", split, known)
+    return EvalOptions(
+        data=data_sets(data, pictures, splits, ByName.read("--held-out", held_out, known)),
+        stores=store_files(store, store_split),
+        labels=None if labels is None else label_set(labels, pictures, splits),
+        **others,
+    )
 
 
 def model_folder(model: str) -> Path:

@@ -10,21 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from revln import embedded_redis
-from revln.access import is_loopback
-from revln.cli.parts import require_flower_login
 from revln.errors import StartupError
+from revln.exposure import require_api_key, require_flower_login
 from revln.settings import Settings
 
 __all__ = ["check_exposure", "claim_port", "sole_user"]
 
 
 def check_exposure(settings: Settings) -> None:
-    """Raises StartupError if other machines could use it without a key or a password."""
-    if not is_loopback(settings.api_host) and not settings.api_key.get_secret_value():
-        raise StartupError(
-            f"The API on {settings.api_host} could be reached from other machines: set REVLN_API_KEY, or listen on "
-            "127.0.0.1."
-        )
+    """Raises SettingsError if other machines could use it without a key or a password."""
+    require_api_key(settings)
     require_flower_login(settings)
 
 
@@ -59,7 +54,7 @@ def sole_user(data_dir: Path) -> Iterator[None]:
     lock = data_dir / "up.lock"
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StartupError(f"The data folder {data_dir} cannot be used: {error.strerror}.") from error
     try:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
-from revln import __version__
+from revln import __version__, terminal
 from revln.cli.wording import in_commands
 from revln.errors import RevlnError
 from revln.jobs.kinds import KINDS
@@ -104,6 +104,7 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit: 0 well, 1 an error that one line explains, 2 wrong usage, 130 Ctrl-C."""
+    click.echo = terminal.echo  # type: ignore[assignment]  # every command's own
     try:
         code = cli.main(args=list(argv) if argv is not None else None, prog_name="revln", standalone_mode=False)
     except click.ClickException as error:

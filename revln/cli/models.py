@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import click
 from revln.cli.jobs import as_json_option, connect, url_option
 from revln.cli.output import print_json
 from revln.client import RevlnClient
+from revln.terminal import visible
 
 __all__ = ["models"]
 
@@ -63,6 +65,10 @@ def show(name: str, url: str | None, as_json: bool) -> None:
     _print(found)
     if "error" not in found:
         click.echo(f"  fingerprint: {found['fingerprint']}, of its vectors: {found['joint_fingerprint']}")
+        if found.get("max_tokens"):
+            click.echo(f"  reads texts of at most {found['max_tokens']:,} tokens")
+        if prompts := found.get("prompts"):
+            click.echo(f"  prompts: {json.dumps(prompts, ensure_ascii=False)}")
         for worker in found["workers"]:
             click.echo(f"  {_in_worker(worker)}")
 
@@ -100,6 +106,11 @@ def unload(name: str, timeout: float, url: str | None, as_json: bool) -> int:
 def _order(name: str, wanted: Literal["load", "unload"], timeout: float, url: str | None, as_json: bool) -> int:
     """The exit status: 0 done in every worker (or not waited for), 1 failed or not done in time in one of them."""
     with connect(url) as client:
+        error = client.model(name).get("error") if wanted == "load" else None
+        if error and not error["retryable"]:
+            # Known before any worker is asked, which would find out no more.
+            click.echo(f"model {name} cannot be loaded: {error['detail']}", err=True)
+            return 1
         order = client.order_model(name, wanted)
         if not timeout:
             shown, done = client.model(name), True
@@ -132,7 +143,7 @@ def _wait(client: RevlnClient, order: dict[str, Any], end: float) -> tuple[dict[
 
 
 def _print(model: dict[str, Any]) -> None:
-    click.secho(model["name"] + (" (default)" if model["default"] else ""), bold=True)
+    click.secho(visible(model["name"]) + (" (default)" if model["default"] else ""), bold=True)
     if error := model.get("error"):
         click.echo(f"  cannot be used: {error['detail']}")
         return

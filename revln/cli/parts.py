@@ -14,19 +14,17 @@ from typing import Any
 
 import click
 
-from revln.access import is_loopback
-from revln.errors import StartupError
+from revln.exposure import require_api_key, require_flower_login
 from revln.models.memory import give_back_large_blocks
+from revln.private import keep_private
 from revln.settings import Settings
 from revln.telemetry import configure_logging
 
-__all__ = ["api", "db", "flower", "flower_arguments", "require_flower_login", "worker", "worker_trouble"]
+__all__ = ["api", "db", "flower", "worker", "worker_trouble"]
 
 # A long-poll or SSE stream may last a minute; clients reconnect, so a restart of the API need not wait for them.
 API_GRACE_S = 5
 FILES_BESIDE = 256  # open files of the API that are no client's connection: databases, Redis, blobs
-OFFLINE_WORKERS_S = 600  # a restarted worker has a new name; its old one leaves Flower's list after this
-FLOWER_SAVE_MS = 30_000
 
 
 @click.command()
@@ -42,10 +40,15 @@ def api(host: str | None, port: int | None) -> None:
       REVLN_DATABASE_URL=postgresql+psycopg://… REVLN_REDIS_URL=redis://… revln api --host 0.0.0.0
     """
     settings = Settings.from_env(api_host=host, api_port=port)
+    require_api_key(settings)
+    keep_private(settings.data_dir)
     # The application is built by its factory, which reads the environment: hand it what the flags have changed.
     os.environ.update(settings.to_env())
     import uvicorn
 
+    from revln.db.migrate import require_tables
+
+    require_tables(settings)
     configure_logging(settings)
     give_back_large_blocks()
     _allow_open_files(2 * settings.max_connections + FILES_BESIDE)
@@ -64,6 +67,9 @@ def api(host: str | None, port: int | None) -> None:
         access_log=settings.log_level == "debug",
         timeout_graceful_shutdown=API_GRACE_S,
         server_header=False,
+        # Whose X-Forwarded-For is believed: nobody's but theirs, so that nobody else chooses what the audit log says.
+        proxy_headers=bool(settings.trusted_proxy_list),
+        forwarded_allow_ips=settings.trusted_proxy_list,
         http="api.server:GuardedHttp",
         limit_concurrency=settings.max_connections,
         ws="none",  # nothing here speaks it
@@ -96,6 +102,7 @@ def worker(queues: str | None, concurrency: int | None, device: str | None, chec
     settings = Settings.from_env(queues=queues, concurrency=concurrency, device=device)
     if check:
         return _check_worker(settings)
+    keep_private(settings.data_dir)
     os.environ.update(settings.to_env())
     code: int = importlib.import_module("worker.main").run(settings)
     return code
@@ -111,11 +118,11 @@ def flower(host: str | None, port: int | None) -> int:
     """
     settings = Settings.from_env(flower_host=host, flower_port=port)
     require_flower_login(settings)
+    keep_private(settings.data_dir)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    from revln.broker import make_celery
+    from revln.cli.flower import run_flower
 
-    code: Any = make_celery(settings).start(flower_arguments(settings))
-    return int(code or 0)
+    return run_flower(settings)
 
 
 @click.group()
@@ -127,44 +134,10 @@ def db() -> None:
 def upgrade() -> None:
     """Bring the database to the newest schema. Nothing to do is fine; run it before API and workers start."""
     settings = Settings.from_env()
+    keep_private(settings.data_dir)
     from revln.db import migrate
 
     migrate.upgrade(settings)
-
-
-def flower_arguments(settings: Settings) -> list[str]:
-    """Flower's command line, for `Celery.start`: in this process, so the password is in no process list."""
-    arguments = [
-        "flower",
-        f"--address={settings.flower_host}",
-        f"--port={settings.flower_port}",
-        # At info it lists every task it knows at each start.
-        f"--logging={'warning' if settings.log_level == 'info' else settings.log_level}",
-        "--read_only=True",
-        "--persistent=True",
-        f"--db={settings.data_dir.resolve() / 'flower'}",
-        f"--state_save_interval={FLOWER_SAVE_MS}",
-        f"--purge_offline_workers={OFFLINE_WORKERS_S}",
-    ]
-    if login := settings.flower_basic_auth.get_secret_value():
-        arguments.append(f"--basic_auth={login}")
-    return arguments
-
-
-def require_flower_login(settings: Settings) -> None:
-    """Without a login Flower answers anybody who reaches it.
-
-    Raises:
-        StartupError: it would listen off loopback without one.
-    """
-    login = settings.flower_basic_auth.get_secret_value()
-    if login and ":" not in login:
-        raise StartupError("REVLN_FLOWER_BASIC_AUTH must read user:password.")
-    if not login and not is_loopback(settings.flower_host):
-        raise StartupError(
-            f"Flower on {settings.flower_host} could be reached from other machines: set REVLN_FLOWER_BASIC_AUTH to "
-            "user:password, or listen on 127.0.0.1."
-        )
 
 
 def worker_trouble(settings: Settings, pid: int) -> str:

@@ -17,6 +17,7 @@ from revln.client import RevlnClient
 from revln.jobs.index_schemas import DEDUP_SCORE
 from revln.jobs.search_schemas import AUTO
 from revln.jobs.state import JobStatus
+from revln.terminal import visible
 
 __all__ = ["search"]
 
@@ -162,7 +163,7 @@ def _rows(path: Path) -> list[list[float]]:
 
 def _show(results: list[dict[str, Any]], named: list[str]) -> None:
     for one in results:
-        click.secho(named[one["query"]], bold=True)
+        click.secho(visible(named[one["query"]]), bold=True)
         if one.get("error"):
             click.echo(f"  {one['error']['code']}: {one['error']['detail']}")
             continue

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
-from tqdm import tqdm
 
 from revln.cli.jobs import as_json_option, connect, url_option
 from revln.cli.output import print_json
+from revln.progress_bar import progress_bar
 
 __all__ = ["export_command", "filter_option", "import_command"]
 
@@ -64,9 +67,9 @@ def import_command(
     source = open_source(paths, vectors=vectors, id_field=id_field)
     with (
         connect(url, retry_for_s=_PATIENCE_S) as client,
-        tqdm(total=source.count, unit="items", disable=as_json or None) as bar,
+        _bar(source.count, as_json) as advance,
     ):
-        done = import_items(client, name, source, own=own, on_progress=bar.update)
+        done = import_items(client, name, source, own=own, on_progress=advance)
     for error in done.errors:
         click.echo(error, err=True)
     if as_json:
@@ -90,9 +93,15 @@ def export_command(name: str, folder: Path, filter: dict[str, Any] | None, url: 
     """
     from revln.transfer.exporter import export_items
 
-    with connect(url, retry_for_s=_PATIENCE_S) as client, tqdm(unit="items", disable=as_json or None) as bar:
-        count = export_items(client, name, folder, filter=filter, on_progress=bar.update)
+    with connect(url, retry_for_s=_PATIENCE_S) as client, _bar(None, as_json) as advance:
+        count = export_items(client, name, folder, filter=filter, on_progress=advance)
     if as_json:
         print_json({"items": count})
     else:
         click.echo(f"{folder}: {count} items of {name}")
+
+
+@contextmanager
+def _bar(total: int | None, as_json: bool) -> Iterator[Callable[[int], None]]:
+    with progress_bar("items", total, hidden=as_json or not sys.stderr.isatty()) as advance:
+        yield lambda more: advance(more, "")

@@ -20,6 +20,7 @@ from revln.client import RevlnClient
 from revln.db.access.keys import keys_exist
 from revln.db.engine import Database
 from revln.errors import JobError, RevlnError, StartupError, UsersError
+from revln.private import keep_private
 from revln.settings import ENV_PREFIX, Settings
 from revln.supervisor import LogStream, Part, Supervisor
 
@@ -59,6 +60,7 @@ def up(data_dir: Path | None, host: str | None, api_port: int | None, flower_por
     """
     settings = Settings.from_env(data_dir=data_dir, api_host=host, api_port=api_port, flower_port=flower_port)
     check_exposure(settings)
+    keep_private(settings.data_dir)
     with sole_user(settings.data_dir):
         settings = _with(
             settings,

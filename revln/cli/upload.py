@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tqdm import tqdm
 
 from revln.cli.jobs import as_json_option, connect, url_option
 from revln.cli.output import print_json
 from revln.client import RevlnClient
 from revln.errors import ImageError, ItemError, RevlnError, UsersError
+from revln.progress_bar import tracked
 
 __all__ = ["upload"]
 
@@ -44,7 +44,7 @@ def upload(paths: tuple[Path, ...], manifest: bool, url: str | None, as_json: bo
     with connect(url) as client, ThreadPoolExecutor(UPLOADS_AT_ONCE) as pool:
         results = pool.map(lambda file: _store(client, file), files)
         # The bar is only for a person who waits for many.
-        for file, found in zip(files, tqdm(results, total=len(files), disable=len(files) < 20), strict=True):
+        for file, found in zip(tracked(files, "upload", hidden=len(files) < 20), results, strict=True):
             if isinstance(found, RevlnError):
                 click.echo(f"{file}: {found.message}", err=True)
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,6 +12,7 @@ import click
 
 from revln.cli.jobs import as_json_option, connect, url_option
 from revln.cli.output import print_json
+from revln.terminal import visible
 
 __all__ = ["webhooks"]
 
@@ -52,6 +54,7 @@ def list_command(job_id: str | None, state: str | None, limit: int, url: str | N
 
 
 def _table(found: list[dict[str, Any]]) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, header_style="bold")
@@ -64,9 +67,9 @@ def _table(found: list[dict[str, Any]]) -> Any:
             each["type"],
             each["state"],
             str(len(each["attempts"])),
-            last.get("error") or str(last.get("status") or ""),
+            escape(visible(last.get("error") or str(last.get("status") or ""))),
             each["next_try_at"] or "",
-            each["url"],
+            escape(visible(each["url"])),
         )
     return table
 
@@ -120,21 +123,32 @@ def test_command(receiver: str, url: str | None, as_json: bool) -> int:
 
 @webhooks.command("secret")
 @click.option("--rotate", is_flag=True, help="Put a new one in place; the former one signs too for the overlap.")
-@click.option("--set", "given", metavar="SECRET", help="Put this one in place: whsec_ and 24 to 64 bytes as base64.")
+@click.option("--set", "given", is_flag=True, help="Ask for one to put in place: whsec_ and 24 to 64 bytes as base64.")
 @click.option("--overlap", type=click.FloatRange(0), help="Seconds that the former one goes on.  [default: a day]")
 @url_option
 @as_json_option
-def secret_command(rotate: bool, given: str | None, overlap: float | None, url: str | None, as_json: bool) -> None:
-    """Print the secret that your receivers verify with."""
+def secret_command(rotate: bool, given: bool, overlap: float | None, url: str | None, as_json: bool) -> None:
+    """Print the secret that your receivers verify with.
+
+    One of your own is read from the terminal or from standard input, never from the command line, which every user of
+    the machine can read.
+    """
     if overlap is not None and not (rotate or given):
         raise click.UsageError("--overlap is for --rotate and --set")
     with connect(url) as client:
-        found = client.rotate_webhook_secret(given, overlap) if rotate or given else client.webhook_secrets()
+        own = _asked_for() if given else None
+        found = client.rotate_webhook_secret(own, overlap) if rotate or given else client.webhook_secrets()
     if as_json:
         print_json(found)
         return
     for each in found:
         click.echo(each["secret"] + (f"  until {each['expires_at']}" if each["expires_at"] else ""))
+
+
+def _asked_for() -> str:
+    if sys.stdin.isatty():
+        return str(click.prompt("Secret", hide_input=True, err=True))
+    return sys.stdin.readline().strip()
 
 
 @webhooks.command("enable")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from sqlalchemy import Connection, delete, func, select
 
 from revln.db import tables
@@ -19,7 +20,10 @@ _IN_BATCH = 500
 
 
 def cached_vectors(connection: Connection, fingerprint: str, keys: Sequence[str]) -> dict[str, bytes]:
-    """The vectors that this model has already computed for these content keys."""
+    """The vectors that this model has already computed for these content keys.
+
+    One with NaN is not there: versions before this check kept whatever a model gave.
+    """
     columns = tables.embeddings.c
     found: dict[str, bytes] = {}
     unique = list(dict.fromkeys(keys))
@@ -27,7 +31,7 @@ def cached_vectors(connection: Connection, fingerprint: str, keys: Sequence[str]
         part, owner = unique[start : start + _IN_BATCH], columns.fingerprint == fingerprint
         query = by_keys(connection, [columns.content_key, columns.vector], owner, columns.content_key, part)
         found.update({row.content_key: row.vector for row in connection.execute(query)})
-    return found
+    return {key: raw for key, raw in found.items() if np.isfinite(np.frombuffer(raw, dtype="<f4")).all()}
 
 
 def forget_vectors(connection: Connection, key: str) -> None:

@@ -13,14 +13,14 @@ from threading import Lock
 from typing import Any
 
 from sqlalchemy import Connection, Double, Engine, create_engine, event
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
+from revln.db.url import parse_database_url
 from revln.db.write_turns import WriteTurns
-from revln.errors import SettingsError, Unavailable
+from revln.errors import Unavailable
 
 __all__ = ["Database", "db_now"]
 
@@ -38,6 +38,11 @@ _POSTGRESQL = {
     "keepalives_count": 4,
     "tcp_user_timeout": 30_000,
 }
+# A pooler that gives each transaction another session (PgBouncer's transaction mode) has no place for what a session
+# keeps: no prepared statements, and our timeouts are set with each BEGIN, in the same message. `autocommit` is the
+# driver's word for "send no BEGIN of your own".
+_SESSIONLESS = {"prepare_threshold": None, "autocommit": True}
+_OTHER_TABLES = ("42P01", "42703")  # no such table, no such column
 _WRITE = "revln_write"
 
 
@@ -63,11 +68,8 @@ class Database:
     """One engine for a process. Make it after any fork."""
 
     def __init__(self, url: str) -> None:
-        parsed = make_url(url)
-        backend = parsed.get_backend_name()
-        if backend not in ("sqlite", "postgresql"):
-            raise SettingsError(f"REVLN_DATABASE_URL names {backend!r}; revln runs on sqlite and postgresql.")
-        self.is_sqlite = backend == "sqlite"
+        parsed = parse_database_url(url)
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
         self._writing = Lock()
         options: dict[str, Any] = {
             "pool_size": POOL_SIZE,
@@ -79,14 +81,16 @@ class Database:
             options["connect_args"] = {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
         else:
             options["pool_pre_ping"] = True
-            options["connect_args"] = {name: value for name, value in _POSTGRESQL.items() if name not in parsed.query}
+            options["connect_args"] = _SESSIONLESS | {
+                name: value for name, value in _POSTGRESQL.items() if name not in parsed.query
+            }
         self.engine: Engine = create_engine(parsed, **options)
         if self.is_sqlite:
             self._turns = WriteTurns(parsed.database or "")
             event.listen(self.engine, "connect", _configure_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
         else:
-            event.listen(self.engine, "connect", _configure_postgresql)
+            event.listen(self.engine, "begin", _begin_postgresql)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -134,6 +138,8 @@ class Database:
         except (OperationalError, InterfaceError, PoolTimeout) as err:
             raise _unavailable(err) from err
         except DBAPIError as err:
+            if getattr(err.orig, "sqlstate", None) in _OTHER_TABLES:
+                raise _other_tables(err) from err
             if not err.connection_invalidated:
                 raise
             raise Unavailable("The database closed the connection. Try again.", database=True) from err
@@ -153,12 +159,11 @@ def _configure_sqlite(connection: sqlite3.Connection, _: Any) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _configure_postgresql(connection: Any, _: Any) -> None:
-    # Not as a start-up option: a pooler in between would refuse that.
-    with connection.cursor() as cursor:
-        cursor.execute(f"SET lock_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
-        cursor.execute(f"SET idle_in_transaction_session_timeout = {int(IDLE_TRANSACTION_S * 1000)}")
-    connection.commit()
+def _begin_postgresql(connection: Connection) -> None:
+    connection.exec_driver_sql(
+        f"BEGIN; SET LOCAL lock_timeout = {int(BUSY_TIMEOUT_S * 1000)}; "
+        f"SET LOCAL idle_in_transaction_session_timeout = {int(IDLE_TRANSACTION_S * 1000)}"
+    )
 
 
 def _begin_sqlite(connection: Connection) -> None:
@@ -175,9 +180,17 @@ def _unavailable(err: Exception) -> Unavailable:
     sqlite = getattr(orig, "sqlite_errorcode", 0) & 0xFF  # the rest of it says more than we want to know
     if sqlite == sqlite3.SQLITE_BUSY:
         return _busy()
+    if sqlite and _first_line(err).startswith(("no such table", "no such column")):
+        return _other_tables(err)
     # Of an operational error these two say that the statement is to blame, which will be no better the next time.
     mistaken = sqlite == sqlite3.SQLITE_ERROR or str(getattr(orig, "sqlstate", None)).startswith("54")
     return Unavailable(f"The database does not answer: {_first_line(err)}. Try again.", database=not mistaken)
+
+
+def _other_tables(err: Exception) -> Unavailable:
+    return Unavailable(
+        f"The database has not the tables of this version of revln ({_first_line(err)}). Run `revln db upgrade`."
+    )
 
 
 def _first_line(err: Exception) -> str:

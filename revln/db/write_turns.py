@@ -27,7 +27,8 @@ _LOOK_S = 0.001
 class WriteTurns:
     """For one thread of a process at a time; ``path`` is the database's file, beside which two empty ones are made."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, patience_s: float = _PATIENCE_S) -> None:
+        self._patience_s = patience_s
         self._paths = f"{path}-next", f"{path}-turn"
         self._without_until = 0.0
 
@@ -40,7 +41,7 @@ class WriteTurns:
 
     def _taken(self, ours: ExitStack) -> bool:
         """Whether it is our turn, until ``ours`` is closed."""
-        give_up_at = time.monotonic() + _PATIENCE_S
+        give_up_at = time.monotonic() + self._patience_s
         try:
             with _opened(self._paths[0]) as following:
                 if not _locked(following, give_up_at):
@@ -53,7 +54,7 @@ class WriteTurns:
 @contextmanager
 def _opened(path: str) -> Iterator[int]:
     """Closing it gives its lock back."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         yield file
     finally:

@@ -11,6 +11,7 @@ from revln.images.decode import (
     ImageFacts,
     decode_image,
     inspect_image,
+    media_type_of,
     thumbnail,
 )
 from revln.images.limits import ImageLimits
@@ -22,5 +23,6 @@ __all__ = [
     "ImageLimits",
     "decode_image",
     "inspect_image",
+    "media_type_of",
     "thumbnail",
 ]

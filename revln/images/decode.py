@@ -10,8 +10,10 @@ from PIL import Image
 
 from revln.errors import ItemInvalid
 from revln.images.limits import MEDIA_TYPES, ImageLimits
-from revln.images.opening import opened
-from revln.images.pixels import SIDEWAYS, TRANSPOSE, orientation, to_rgb
+from revln.images.opening import opened, refusal
+from revln.images.orientation import SIDEWAYS, TRANSPOSE, orientation
+from revln.images.pixels import to_rgb
+from revln.images.signature import format_of
 
 __all__ = [
     "THUMBNAIL_MEDIA_TYPE",
@@ -19,6 +21,7 @@ __all__ = [
     "ImageFacts",
     "decode_image",
     "inspect_image",
+    "media_type_of",
     "thumbnail",
 ]
 
@@ -52,8 +55,16 @@ def inspect_image(data: bytes, limits: ImageLimits) -> ImageFacts:
     return ImageFacts(MEDIA_TYPES[name], *seen, len(data), hashlib.sha256(data).hexdigest())
 
 
+def media_type_of(data: bytes) -> str:
+    """Name the format that these bytes begin as; nothing is decoded. Raises ImageError if it is none that is read."""
+    name = format_of(data)
+    if name is None:
+        raise refusal(data, None, tuple(MEDIA_TYPES))
+    return MEDIA_TYPES[name]
+
+
 def decode_image(data: bytes, limits: ImageLimits, target_side: int | None = None) -> Image.Image:
-    """Decode the first frame: RGB, upright, alpha over white, 16 bits scaled to 8, without metadata.
+    """Decode the first frame: RGB in sRGB's colours, upright, without alpha and metadata, 16 bits scaled to 8.
 
     With ``target_side`` a big JPEG may come at 1/2, 1/4 or 1/8 of its size, its shorter side never below that (unless
     it was to begin with); another picture at any whole fraction, never below three times that. Thread-safe; large

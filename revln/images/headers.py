@@ -1,4 +1,4 @@
-"""Files read by hand before Pillow sees them: what a plugin or a codec would spend time or memory on unasked."""
+"""PNG, GIF and WebP read by hand before Pillow sees them: what a codec would spend time or memory on unasked."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from collections.abc import Iterator
 
 from revln.errors import ImageError
 
-__all__ = ["count_scans", "early_sizes", "essential_chunks", "first_frame"]
+__all__ = ["early_sizes", "essential_chunks", "first_frame", "webp_tables_bytes"]
 
-# A progressive JPEG has about ten scans. Each is a pass over every block: 82 bytes cost 21 ms at 36 megapixels
-# (measured), and 25 MB hold 300,000 of them.
-_SCANS_MAX = 64
-_SEGMENTS_MAX = 10_000  # profiles and depth maps take hundreds, of 64 KiB each
 # Encoders write chunks of 8 KiB. Each is a turn of a Python loop here and in Pillow, and 25 MB hold two million.
 _CHUNKS_MAX = 100_000
+_WEBP_CHUNKS_MAX = 100  # before the first frame's pixels
 _BLOCKS_MAX = 100_000  # of a GIF before its first picture, of 255 bytes each: 25 MB
-_FILL_MAX = 100_000  # bytes between two segments: Pillow reads them one by one, 25 MB in 15 s
+# Of lossless WebP: a block of 4 × 4 pixels may have a group of five Huffman codes of its own, 65,536 groups in all. A
+# group takes 20 bits of the file and up to 12 kB of tables: 295 kB that are one megapixel took 364 MB (measured).
+_GROUP_BITS, _GROUP_BYTES, _GROUPS_MAX, _BLOCK_PIXELS = 20, 12_000, 65_536, 16
 _GIF_BLOCK = re.compile(rb"[!,;]")  # extension, frame, end
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # those that begin a segment, and the end of the picture
 
 
 def early_sizes(name: str, data: bytes) -> Iterator[tuple[int, int]]:
@@ -41,6 +39,24 @@ def early_sizes(name: str, data: bytes) -> Iterator[tuple[int, int]]:
         elif chunk == b"VP8 ":
             width, height = struct.unpack_from("<HH", data, 26)
             yield width & 0x3FFF, height & 0x3FFF
+
+
+def webp_tables_bytes(data: bytes, pixels: int) -> int:
+    """Bound what libwebp's tables take for the first frame's lossless data, its colours or its alpha."""
+    at, packed = 12, 0
+    for _ in range(_WEBP_CHUNKS_MAX):
+        kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        if kind == b"ANMF":  # a frame, which holds chunks again
+            at += 24
+            continue
+        if kind in (b"VP8L", b"ALPH"):
+            packed = max(packed, min(size, len(data)))
+        if kind in (b"VP8L", b"VP8 "):
+            break
+        at += 8 + size + (size & 1)
+    else:
+        packed = len(data)
+    return _GROUP_BYTES * min(_GROUPS_MAX, pixels // _BLOCK_PIXELS, packed * 8 // _GROUP_BITS)
 
 
 def _before_first_frame(data: bytes) -> tuple[bytes, int | None]:
@@ -68,22 +84,6 @@ def first_frame(data: bytes) -> bytes:
         return data  # Pillow says what is wrong with it
     palette = 3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0
     return data[: 13 + palette] + controls + data[frame:]
-
-
-def count_scans(data: bytes) -> int:
-    """Count a JPEG's scans; refuse one that has more than any encoder writes, before libjpeg makes them all."""
-    scans, at = 0, 2
-    for _ in range(_SEGMENTS_MAX):
-        found = _JPEG_MARKER.search(data, at)
-        if not scans and (found.start() if found else len(data)) - at > _FILL_MAX:
-            raise ImageError(f"This JPEG has over {_FILL_MAX:,} stray bytes before its picture. Save it again.")
-        if found is None or found[0] == b"\xff\xd9":  # the picture's end; thumbnails lie inside a segment, skipped
-            return scans
-        scans += found[0] == b"\xff\xda"
-        if scans > _SCANS_MAX:
-            raise ImageError(f"This JPEG has over {_SCANS_MAX} scans, the most that revln reads. Save it as baseline.")
-        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
-    raise ImageError(f"This JPEG has over {_SEGMENTS_MAX:,} segments, the most that revln reads. Save it again.")
 
 
 def essential_chunks(data: bytes) -> bytes:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from revln.jobs.schemas import (
+    LONG_S,
     MAX_INLINE_ITEMS,
     SHA_EXAMPLE,
     CollectionName,
@@ -14,25 +15,35 @@ from revln.jobs.schemas import (
     Item,
     ItemId,
     ItemResult,
+    ItemsParameters,
+    JobResult,
     ManifestRef,
+    ModelOf,
+    Operation,
+    Parameters,
     Strict,
+    TextRead,
+    Truncate,
 )
 
-__all__ = ["DEDUP_SCORE", "MAX_DIM", "IndexInput", "IndexItem", "IndexResult"]
+__all__ = [
+    "DEDUP_SCORE",
+    "INDEX_OPERATIONS",
+    "MAX_DIM",
+    "BuildParameters",
+    "DeleteParameters",
+    "DuplicatesParameters",
+    "IndexInput",
+    "IndexItem",
+    "IndexParameters",
+    "IndexResult",
+    "MigrateParameters",
+    "UpsertParameters",
+]
 
 MAX_DIM = 16_384
+WRITTEN_ITEMS = 1_000  # in a chunk that computes nothing: a chunk costs some ten milliseconds, whatever is in it
 DEDUP_SCORE = 0.97  # the cosine of what is nearly the same, unless one says another
-
-# operation → the fields of which it needs exactly one, and those that it may have beside.
-_SOURCES: dict[str, tuple[str, ...]] = {
-    "upsert": ("items", "manifest"),
-    "delete": ("ids", "filter"),
-    "build": (),
-    "duplicates": (),
-    "migrate": (),
-}
-# Fields that only one operation reads.
-_OWN: dict[str, str] = {"min_score": "duplicates", "exact": "duplicates", "allow_missing": "migrate"}
 
 
 class IndexItem(Item):
@@ -74,6 +85,67 @@ class IndexSpec(Strict):
         return self
 
 
+class IndexParameters(Parameters):
+    """What every operation has; ``one_of`` names the fields of the input of which it needs exactly one."""
+
+    one_of: ClassVar[tuple[str, ...]] = ()
+
+    collection: str
+    operation: str
+    vectors_of: str | None = None
+
+
+class UpsertParameters(IndexParameters, ItemsParameters):
+    one_of = ("items", "manifest")
+
+    truncate: Truncate = None
+
+    @property
+    def brings_vectors(self) -> bool:
+        return self.vectors_of is not None
+
+
+class DeleteParameters(IndexParameters):
+    one_of = ("ids", "filter")
+
+    filter: dict[str, Any] | None = None
+
+
+class BuildParameters(IndexParameters):
+    index: IndexSpec = IndexSpec()
+
+
+class DuplicatesParameters(IndexParameters):
+    filter: dict[str, Any] | None = None
+    min_score: float = DEDUP_SCORE
+    exact: bool = False
+
+
+class MigrateParameters(IndexParameters):
+    allow_missing: bool = False
+
+
+# To add one: its parameters above, a line here, its fields below, a handler.
+INDEX_OPERATIONS: dict[str, Operation] = {
+    operation.name: operation
+    for operation in (
+        Operation(
+            name="upsert", parameters=UpsertParameters, written_chunk_items=WRITTEN_ITEMS, changes_collection=True
+        ),
+        Operation(
+            name="delete", parameters=DeleteParameters, items_field="ids", chunk_items=WRITTEN_ITEMS,
+            changes_collection=True,
+        ),
+        Operation(name="build", parameters=BuildParameters, timeout_s=LONG_S, changes_collection=True),
+        Operation(name="duplicates", parameters=DuplicatesParameters, timeout_s=LONG_S, open_ended=True),
+        Operation(
+            name="migrate", parameters=MigrateParameters, timeout_s=LONG_S, open_ended=True, model=ModelOf.NEXT,
+            changes_collection=True,
+        ),
+    )
+}  # fmt: skip
+
+
 class IndexInput(Strict):
     """Change a collection: upsert items, delete by ids or by filter; build its index, report duplicates, migrate."""
 
@@ -89,7 +161,7 @@ class IndexInput(Strict):
     )
 
     collection: CollectionName
-    operation: Literal["upsert", "delete", "build", "duplicates", "migrate"] = "upsert"
+    operation: Literal[*INDEX_OPERATIONS] = "upsert"  # type: ignore[valid-type]
     items: Annotated[list[IndexItem], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None
     manifest: ManifestRef | None = None
     ids: Annotated[list[ItemId], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None
@@ -97,6 +169,8 @@ class IndexInput(Strict):
     vectors_of: Annotated[str, Field(max_length=128)] | None = Field(
         None, description="The fingerprint of the model that made the items' vectors; it must be the collection's."
     )
+
+    truncate: Truncate = None
 
     index: IndexSpec | None = Field(None, description="Of operation build.")
     min_score: Annotated[float, Field(ge=0.5, le=1)] | None = Field(
@@ -113,27 +187,32 @@ class IndexInput(Strict):
 
     @model_validator(mode="after")
     def _operation_and_source(self) -> Self:
-        wanted = _SOURCES[self.operation]
-        if self.index is not None and self.operation != "build":
-            raise ValueError(f"index is of operation build, not of {self.operation}")
+        asked = _parameters(self.operation)
         given = [name for name in ("items", "manifest", "ids", "filter") if getattr(self, name) is not None]
-        if not wanted:
-            if out_of_place := set(given) - ({"filter"} if self.operation == "duplicates" else set()):
+        if not asked.one_of:
+            if out_of_place := set(given) - set(asked.model_fields):
                 raise ValueError(
                     f"{self.operation} looks at the whole collection; leave out {', '.join(sorted(out_of_place))}"
                 )
-        elif len(given) != 1 or given[0] not in wanted:
+        elif len(given) != 1 or given[0] not in asked.one_of:
             raise ValueError(
-                f"{self.operation} needs exactly one of {', '.join(wanted)}; got {', '.join(given) or 'none'}"
+                f"{self.operation} needs exactly one of {', '.join(asked.one_of)}; got {', '.join(given) or 'none'}"
             )
         return self
 
     @model_validator(mode="after")
     def _fields_of_the_operation(self) -> Self:
-        for name, operation in _OWN.items():
-            if getattr(self, name) is not None and self.operation != operation:
-                raise ValueError(f"{name} belongs to operation {operation!r}, not to {self.operation!r}; leave it out")
+        for name in ("truncate", "index", "min_score", "exact", "allow_missing"):
+            if getattr(self, name) is not None and name not in _parameters(self.operation).model_fields:
+                owner = next(one for one in INDEX_OPERATIONS if name in _parameters(one).model_fields)
+                raise ValueError(f"{name} belongs to operation {owner!r}, not to {self.operation!r}; leave it out")
         return self
+
+
+def _parameters(operation: str) -> type[IndexParameters]:
+    parameters = INDEX_OPERATIONS[operation].parameters
+    assert issubclass(parameters, IndexParameters)
+    return parameters
 
 
 # --- results -----------------------------------------------------------------------------------------------------
@@ -177,7 +256,7 @@ class Migration(BaseModel):
     missing: int = Field(description="Items that were left out; each follows with its reason.")
 
 
-class IndexItemResult(ItemResult):
+class IndexItemResult(ItemResult, TextRead):
     seq: int | None = Field(None, description="The row of the collection's log that carries this change.")
     deleted: int | None = Field(None, description="Of a delete by filter: how many items it took.")
     snapshot: BuiltSnapshot | None = Field(None, description="Of a build: what is served now.")
@@ -189,7 +268,7 @@ class IndexItemResult(ItemResult):
     )
 
 
-class IndexResult(BaseModel):
+class IndexResult(JobResult):
     items: list[IndexItemResult]
     total: int
     collection: str

@@ -1,25 +1,30 @@
 """The only declaration of a kind of job.
 
 The request body's union, the queues, the worker's registration, the command line and the documentation are made from
-this table. To add a kind: one pair of schemas, one line here, one handler in ``worker/handlers``, one test.
+this table. To add a kind: one pair of schemas, one line here, one handler in ``worker/handlers``, one test. To add an
+operation to `index` is the same (`revln.jobs.index_schemas`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel
 
-from revln.jobs.index_schemas import IndexInput, IndexResult
+from revln.jobs.caption_schemas import CaptionInput, CaptionParameters, CaptionResult
+from revln.jobs.index_schemas import INDEX_OPERATIONS, IndexInput, IndexParameters, IndexResult
 from revln.jobs.schemas import (
-    CaptionInput,
-    CaptionResult,
     EmbedInput,
+    EmbedParameters,
     EmbedResult,
+    JobResult,
+    ModelOf,
+    Operation,
 )
-from revln.jobs.search_schemas import SearchInput, SearchResult
+from revln.jobs.search_schemas import SearchInput, SearchParameters, SearchResult
 
 __all__ = ["KINDS", "JobKind", "Priority", "all_queues", "queue_name"]
 
@@ -32,64 +37,45 @@ class Priority(StrEnum):
     BULK = "bulk"
 
 
-_LONG_S = 4 * 3600.0  # under REVLN_VISIBILITY_TIMEOUT_S, after which Redis delivers its message again
-
-
-@dataclass(frozen=True, slots=True)
-class JobKind:
-    """One kind of job.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobKind(Operation):
+    """One kind of job, which is an operation of its own, or has several that its input's ``operation`` chooses from.
 
     Attributes:
-        chunk_items: items in a chunk, the unit of delivery, lease, retry and progress. Large enough that Celery's
-            2–4 ms a message vanish, small enough that a chunk ends well inside a lease and a crash repeats little.
-        timeout_s: how long one chunk may run before it is given up.
         max_attempts: how often a chunk may fail before it is dead; with the back-off between them a blob store may be
             away for a minute. Crashes and outages of the database are not counted here.
-        items_field: the input's field that holds what is cut into chunks.
-        long_operations: those whose one chunk may run ``_LONG_S``.
-        source_field: the input's field that names an uploaded file of them instead.
-        whole_model: results hang on the whole model's fingerprint; else on its joint space's, as vectors do.
     """
 
-    name: str
     input: type[BaseModel]
-    result: type[BaseModel]
-    chunk_items: int
-    timeout_s: float
-    max_attempts: int
-    items_field: str = "items"
-    source_field: str = "manifest"
-    whole_model: bool = False
-    long_operations: tuple[str, ...] = ()
+    result: type[JobResult]
+    max_attempts: int = 8
+    operations: Mapping[str, Operation] = field(default_factory=dict)
 
-    def runs_long(self, parameters: dict[str, Any]) -> bool:
-        return parameters.get("operation") in self.long_operations
-
-    def chunk_timeout_s(self, parameters: dict[str, Any]) -> float:
-        return _LONG_S if self.runs_long(parameters) else self.timeout_s
+    def operation(self, given: Mapping[str, Any]) -> Operation:
+        """Return what a job with this input does."""
+        return self.operations.get(given.get("operation", ""), self)
 
 
 KINDS: dict[str, JobKind] = {
     kind.name: kind
     for kind in (
-        JobKind("embed", EmbedInput, EmbedResult, chunk_items=64, timeout_s=600, max_attempts=8),
         JobKind(
-            "index",
-            IndexInput,
-            IndexResult,
-            chunk_items=64,
-            timeout_s=600,
-            max_attempts=8,
-            long_operations=("build", "duplicates", "migrate"),
+            name="embed", input=EmbedInput, parameters=EmbedParameters, result=EmbedResult, needs_model=True,
+            makes_vectors=True,
         ),
         JobKind(
-            "search", SearchInput, SearchResult, chunk_items=256, timeout_s=120, max_attempts=8, items_field="queries"
+            name="index", input=IndexInput, parameters=IndexParameters, result=IndexResult, operations=INDEX_OPERATIONS
         ),
         JobKind(
-            "caption", CaptionInput, CaptionResult, chunk_items=16, timeout_s=600, max_attempts=8, whole_model=True
+            name="search", input=SearchInput, parameters=SearchParameters, result=SearchResult, items_field="queries",
+            chunk_items=256, timeout_s=120,
+        ),
+        JobKind(
+            name="caption", input=CaptionInput, parameters=CaptionParameters, result=CaptionResult, chunk_items=16,
+            model=ModelOf.WHOLE, needs_model=True,
         ),
     )
-}
+}  # fmt: skip
 
 
 def queue_name(kind: str, priority: str) -> str:

@@ -1,4 +1,4 @@
-"""What a client may send and what it gets back, for each kind.
+"""What a client may send and what it gets back, of all kinds; and what an operation declares of its jobs.
 
 Everything here is pydantic at the edge of the house: unknown fields are refused, every number has a limit, and the
 same classes make the request body of the API, its documentation and the check that a worker makes of each line of a
@@ -8,7 +8,10 @@ manifest.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum, auto
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -26,11 +29,11 @@ from revln.jobs.filters import FilterError, parse_filter
 from revln.jobs.text import storable
 
 __all__ = [
-    "CaptionInput",
-    "CaptionItem",
-    "CaptionResult",
+    "LONG_S",
+    "MAX_INLINE_ITEMS",
     "CollectionName",
     "EmbedInput",
+    "EmbedParameters",
     "EmbedResult",
     "FilterJson",
     "ImageHandle",
@@ -40,13 +43,21 @@ __all__ = [
     "ItemId",
     "ItemResult",
     "ItemsInput",
+    "ItemsParameters",
+    "JobResult",
     "ManifestRef",
     "Metadata",
+    "ModelOf",
+    "Operation",
+    "Parameters",
     "Strict",
     "Text",
+    "TextRead",
+    "Truncate",
     "refuse_blank",
 ]
 
+LONG_S = 4 * 3600.0  # under REVLN_VISIBILITY_TIMEOUT_S, after which Redis delivers its message again
 MAX_TEXT_CHARS = 20_000  # about 4,000 words; a text encoder reads a few dozen and says so in its model card
 MAX_INLINE_ITEMS = 10_000  # above that, send a manifest: one request stays under the body limit
 MAX_ID_CHARS = 512
@@ -54,8 +65,6 @@ MAX_METADATA_KEYS = 64
 MAX_METADATA_BYTES = 16_384  # as JSON; it travels with every hit and every listing
 MAX_METADATA_DEPTH = 16
 MAX_METADATA_INTEGER = 10**300  # filters compare numbers as 64-bit floats
-MAX_NEW_TOKENS = 64  # of a caption; twice as many as the longest of Flickr8k's has
-MAX_SEED = 2**53 - 1  # what every JSON reader keeps exactly
 
 
 def _small(metadata: Any) -> Any:
@@ -118,7 +127,7 @@ class ImageRef(Strict):
 
     url: Annotated[str, Field(max_length=4_096), AfterValidator(storable)] | None = None
     sha256: Sha256 | None = None
-    base64: str | None = None
+    base64: str | None = Field(None, description="In lines, URL-safe, unpadded or as a data URI, if you have it so.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -154,11 +163,39 @@ class ManifestRef(Strict):
     sha256: Sha256
 
 
-class ItemsInput(Strict):
+class Parameters(BaseModel):
+    """A job's input without its items: what its row keeps, and what its handler is given.
+
+    A row of an older version has the defaults of what came later; fields of a newer version are left out.
+    """
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, frozen=True)
+
+    @property
+    def manifest_sha256(self) -> str | None:
+        """The manifest that holds the items, if they are not in the chunks."""
+        return None
+
+    @property
+    def brings_vectors(self) -> bool:
+        """Whether the items' vectors come with them."""
+        return False
+
+
+class ItemsParameters(Parameters):
+    manifest: ManifestRef | None = None
+
+    @property
+    def manifest_sha256(self) -> str | None:
+        return self.manifest.sha256 if self.manifest else None
+
+
+class ItemsInput(ItemsParameters):
     """Items in the body, or in an uploaded manifest."""
 
+    model_config = Strict.model_config
+
     items: Annotated[list[Item], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None
-    manifest: ManifestRef | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -167,7 +204,20 @@ class ItemsInput(Strict):
         return self
 
 
-class EmbedInput(ItemsInput):
+Truncate = Annotated[
+    bool | None,
+    Field(description="False: a text that is longer than the model reads is an error, instead of being cut."),
+]
+
+
+class EmbedParameters(ItemsParameters):
+    input_type: Literal["document", "query"] | None = Field(
+        None, description="Which of a sentence encoder's prompts stands before the texts; document if it is left out."
+    )
+    truncate: Truncate = None
+
+
+class EmbedInput(EmbedParameters, ItemsInput):
     """Turn each item into a unit-norm vector of the model's joint space."""
 
     model_config = ConfigDict(
@@ -175,92 +225,55 @@ class EmbedInput(ItemsInput):
     )
 
 
-class CaptionItem(Item):
-    """A picture to be described."""
-
-    image: ImageRef
-
-
-class CaptionInput(ItemsInput):
-    """Describe each image; with a collection, prompted with the captions of its nearest items."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"items": [{"id": "dsc-1", "image": {"sha256": SHA_EXAMPLE}}], "collection": "holiday"}]
-        }
-    )
-
-    items: Annotated[list[CaptionItem], Field(min_length=1, max_length=MAX_INLINE_ITEMS)] | None = None  # type: ignore[assignment]
-    collection: CollectionName | None = None
-    filter: FilterJson | None = None
-    neighbors: Annotated[int, Field(ge=1, le=16)] = 4
-    evidence_min_score: Annotated[
-        float | None, Field(ge=-1, le=1, description="Texts with a lower cosine are no evidence; else the model's own.")
-    ] = None
-    num_beams: Annotated[int, Field(ge=1, le=16, description="1: greedy.")] = 3
-    num_captions: Annotated[int, Field(ge=1, le=16)] = 1
-    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)] = 24
-    min_new_tokens: Annotated[int, Field(ge=0, le=MAX_NEW_TOKENS)] = 0
-    temperature: Annotated[float, Field(ge=0, le=5, description="0: beam search; above: nucleus sampling.")] = 0.0
-    top_p: Annotated[
-        float, Field(gt=0, le=1, description="Sample among the fewest tokens that hold this probability.")
-    ] = 0.9
-    seed: Annotated[
-        int, Field(ge=0, le=MAX_SEED, description="The same seed, picture and options give the same samples.")
-    ] = 0
-    length_penalty: Annotated[
-        float, Field(ge=-5, le=5, description="A beam's score is divided by its length to this power.")
-    ] = 1.0
-    repetition_penalty: Annotated[
-        float, Field(ge=1, le=5, description="Above 1: tokens that the caption already has get less likely.")
-    ] = 1.0
-    no_repeat_ngram_size: Annotated[
-        int | None,
-        Field(ge=0, le=16, description="No run of so many tokens twice in a caption; 0: any; else the model's own."),
-    ] = None
-    prompt: Annotated[
-        str,
-        Field(max_length=200, description="The caption continues it, and begins with it."),
-        AfterValidator(storable),
-    ] = ""
-
-    @model_validator(mode="after")
-    def _something_to_filter(self) -> Self:
-        if self.filter is not None and self.collection is None:
-            raise ValueError(
-                "a filter chooses among a collection's items; name the collection, or leave the filter out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _something_to_retrieve(self) -> Self:
-        if self.evidence_min_score is not None and self.collection is None:
-            raise ValueError("evidence comes from a collection: name it, or leave evidence_min_score out")
-        return self
-
-    @model_validator(mode="after")
-    def _room_for_the_least(self) -> Self:
-        if self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(
-                f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens={self.max_new_tokens}: lower the "
-                "first, or raise the second"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _enough_beams(self) -> Self:
-        if self.temperature == 0 and self.num_captions > self.num_beams:
-            raise ValueError(
-                f"beam search with num_beams={self.num_beams} gives at most {self.num_beams} captions, not "
-                f"{self.num_captions}: raise num_beams, or set a temperature to sample"
-            )
-        return self
-
-
 def refuse_blank(text: str | None) -> str | None:
     if text is not None and not text.strip():
         raise ValueError("a text needs at least one character that is not white space")
     return text
+
+
+class ModelOf(StrEnum):
+    """Which model a job runs on, and which of its two fingerprints the job carries."""
+
+    VECTORS = auto()  # the collection's, else the one named, else the default; the fingerprint of its joint space
+    NEXT = auto()  # the one named, which is to replace the collection's; the fingerprint of its joint space
+    WHOLE = auto()  # one that captions, whatever made the collection; the fingerprint of the whole model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One thing that jobs do: all that a kind does, or one operation of a kind that has several.
+
+    Attributes:
+        name: names its handler in ``worker/handlers/registry.py``.
+        parameters: what its jobs keep of their input, and its handler is given.
+        items_field: the input's field that holds what is cut into chunks. A job without it and without a manifest has
+            one chunk of one item, None: what there is to be done is known when it runs.
+        chunk_items: items in a chunk, the unit of delivery, lease, retry and progress. Large enough that Celery's
+            2-4 ms a message vanish, small enough that a chunk ends well inside a lease and a crash repeats little.
+        written_chunk_items: the same where items bring their vectors and are only written down.
+        timeout_s: how long one chunk may run before it is given up.
+        open_ended: its result is a report of any length, not one entry for each item.
+        model: which model it runs on.
+        needs_model: False if it can be done in a collection of the user's own vectors.
+        changes_collection: workers that hold the collection's index are told when a chunk has ended.
+        makes_vectors: each entry of its result has a vector.
+    """
+
+    name: str
+    parameters: type[Parameters]
+    items_field: str = "items"
+    chunk_items: int = 64
+    written_chunk_items: int | None = None
+    timeout_s: float = 600.0
+    open_ended: bool = False
+    model: ModelOf = ModelOf.VECTORS
+    needs_model: bool = False
+    changes_collection: bool = False
+    makes_vectors: bool = False
+
+    @property
+    def runs_long(self) -> bool:
+        return self.timeout_s >= LONG_S
 
 
 # --- results -----------------------------------------------------------------------------------------------------
@@ -280,41 +293,33 @@ class ItemResult(BaseModel):
     error: ItemFailure | None = None
 
 
-class EmbedItemResult(ItemResult):
+class TextRead(BaseModel):
+    """How a text that went into a vector was read."""
+
+    truncated: bool | None = Field(None, description="True: the text is longer than the model reads, and was cut.")
+    tokens: int | None = Field(None, description="Of a text that was cut: how many it has, the prompt's included.")
+
+
+class EmbedItemResult(ItemResult, TextRead):
     embedding: list[float] | None = None
 
 
-class EmbedResult(BaseModel):
+class JobResult(BaseModel):
+    """One page of a job's result."""
+
+    @classmethod
+    def page(cls, items: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a page of this form, given the items as their chunks keep them and what the job says of itself."""
+        return {name: items if name == "items" else about[name] for name in cls.model_fields}
+
+
+class EmbedResult(JobResult):
     items: list[EmbedItemResult]
     total: int
-    dim: int
+    dim: int | None = Field(description="Null only of a page without vectors, while the model cannot be read.")
     model: str
     model_fingerprint: str
 
 
 class ImageHandle(BaseModel):
     sha256: str
-
-
-class CaptionText(BaseModel):
-    text: str
-    log_prob: float
-
-
-class EvidenceText(BaseModel):
-    id: str
-    text: str
-    score: float
-
-
-class CaptionItemResult(ItemResult):
-    captions: list[CaptionText] | None = None
-    evidence: list[EvidenceText] | None = None
-    evidence_note: str | None = Field(None, description="Why there is no evidence, where a collection was named.")
-
-
-class CaptionResult(BaseModel):
-    items: list[CaptionItemResult]
-    total: int
-    model: str
-    model_fingerprint: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
@@ -15,12 +16,25 @@ from revln.jobs.schemas import (
     ImageRef,
     ItemFailure,
     ItemId,
+    JobResult,
+    Parameters,
     Strict,
     Text,
+    TextRead,
+    Truncate,
     refuse_blank,
 )
 
-__all__ = ["AUTO", "NO_MATCH_SCORE", "Query", "QueryPart", "SearchInput", "SearchResult", "dedup_score"]
+__all__ = [
+    "AUTO",
+    "NO_MATCH_SCORE",
+    "Query",
+    "QueryPart",
+    "SearchInput",
+    "SearchParameters",
+    "SearchResult",
+    "dedup_score",
+]
 
 MAX_K = 1_000
 MAX_REACH = 10_000  # offset and k together: an index finds that many before a page is cut from them
@@ -104,23 +118,8 @@ def dedup_score(dedup: bool | float) -> float | None:
     return (DEDUP_SCORE if dedup else None) if isinstance(dedup, bool) else dedup
 
 
-class SearchInput(Strict):
-    """Find the ``k`` nearest items of a collection for each query; scores are cosines in [-1, 1]."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "collection": "holiday",
-                    "queries": [{"text": "a dog"}, [{"id": "dsc-1"}, {"text": "snow", "weight": -0.5}]],
-                    "k": 5,
-                }
-            ]
-        }
-    )
-
+class SearchParameters(Parameters):
     collection: CollectionName
-    queries: Annotated[list[Query], Field(min_length=1, max_length=MAX_QUERIES)]
     k: Annotated[int, Field(ge=1, le=MAX_K)] = 10
     offset: Annotated[int, Field(ge=0, le=MAX_REACH, description="Leave out this many of the best hits: a page.")] = 0
     filter: FilterJson | None = None
@@ -132,6 +131,26 @@ class SearchInput(Strict):
         description="Show near-duplicates as one hit, with the others' ids; a number is the cosine, true is 0.97.",
     )
     exclude_self: bool = Field(False, description="Leave out the items that the query names by id.")
+    truncate: Truncate = None
+
+
+class SearchInput(SearchParameters):
+    """Find the ``k`` nearest items of a collection for each query; scores are cosines in [-1, 1]."""
+
+    model_config = ConfigDict(
+        **Strict.model_config,
+        json_schema_extra={
+            "examples": [
+                {
+                    "collection": "holiday",
+                    "queries": [{"text": "a dog"}, [{"id": "dsc-1"}, {"text": "snow", "weight": -0.5}]],
+                    "k": 5,
+                }
+            ]
+        },
+    )
+
+    queries: Annotated[list[Query], Field(min_length=1, max_length=MAX_QUERIES)]
 
     @model_validator(mode="after")
     def _near_enough(self) -> Self:
@@ -161,14 +180,22 @@ class Hit(BaseModel):
     duplicates: list[str] | None = Field(None, description="With dedup: the ids of the hits that this one stands for.")
 
 
-class QueryResult(BaseModel):
+class QueryResult(TextRead):
     query: int
     hits: list[Hit] | None = None
     error: ItemFailure | None = None
 
 
-class SearchResult(BaseModel):
+class SearchResult(JobResult):
     results: list[QueryResult]
     total: int
     collection: str
     seq: int
+
+    @classmethod
+    def page(cls, items: list[dict[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
+        results = [
+            {"query": item["index"], **{name: item[name] for name in QueryResult.model_fields if name in item}}
+            for item in items
+        ]
+        return super().page(items, {**about, "results": results})

@@ -8,8 +8,9 @@ A job's status is derived from its chunks' counts, so the two can never disagree
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Self
 
 __all__ = [
     "CHUNK_TRANSITIONS",
@@ -53,7 +54,8 @@ _ENDS = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED, Jo
 
 JOB_TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.QUEUED: frozenset({JobStatus.RUNNING}) | _ENDS,
-    JobStatus.RUNNING: _ENDS,
+    # Queued again: its only chunk was handed back, or its worker was lost.
+    JobStatus.RUNNING: frozenset({JobStatus.QUEUED}) | _ENDS,
     # A retry: running at once if some of its chunks stay done.
     **{end: frozenset({JobStatus.QUEUED, JobStatus.RUNNING}) for end in _ENDS},
 }
@@ -72,7 +74,7 @@ def can_change(old: JobStatus, new: JobStatus) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How many of a job's chunks are in each state, and how many of its items are done."""
+    """How many of a job's chunks are in each state, and how many of its items are done or have failed."""
 
     queued: int = 0
     running: int = 0
@@ -81,6 +83,20 @@ class Tally:
     canceled: int = 0
     expired: int = 0
     items_succeeded: int = 0
+    items_failed: int = 0
+
+    def move(self, was: ChunkState, to: ChunkState, chunks: int = 1) -> Self:
+        """Return the tally after so many chunks went from one state to another."""
+        assert to in CHUNK_TRANSITIONS[was], f"a chunk cannot go from {was} to {to}"
+        return self.add(was, -chunks).add(to, chunks)
+
+    def add(self, state: ChunkState, chunks: int) -> Self:
+        """Return the tally with so many more chunks in a state; below zero: with fewer."""
+        return replace(self, **{state.value: getattr(self, state) + chunks})
+
+    def count(self, succeeded: int = 0, failed: int = 0) -> Self:
+        """Return the tally with so many more items that are done, and that have failed."""
+        return replace(self, items_succeeded=self.items_succeeded + succeeded, items_failed=self.items_failed + failed)
 
     @property
     def open(self) -> int:

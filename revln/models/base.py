@@ -15,7 +15,19 @@ from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
-__all__ = ["Caption", "CaptionOptions", "CaptionRequest", "Evidence", "Model", "ModelInfo", "Operation", "Overlapping"]
+from revln.models.prompts import Prompts
+
+__all__ = [
+    "Caption",
+    "CaptionOptions",
+    "CaptionRequest",
+    "Counting",
+    "Evidence",
+    "Model",
+    "ModelInfo",
+    "Operation",
+    "Overlapping",
+]
 
 
 class Operation(StrEnum):
@@ -47,7 +59,12 @@ class ModelInfo:
     match_min_score: Mapping[str, float] | None = None
     # Least cosine of a retrieved caption that may be evidence, by its operator or its card; None: neither says.
     evidence_min_score: float | None = None
+    # Its captions say how likely they are right, by what its training measured.
+    has_confidence: bool = False
     joint_fingerprint: str = ""
+    # Of a text, with the tokens that the model adds; what is longer is cut. None: it reads no texts, or does not say.
+    max_tokens: int | None = None
+    prompts: Prompts | None = None  # of sentence encoders
 
     def __post_init__(self) -> None:
         if not self.joint_fingerprint:
@@ -150,4 +167,13 @@ class Overlapping(Model, Protocol):
 
     def forward_collated(self, operation: Operation, collated: Any) -> Sequence[Any]:
         """``forward`` is this after ``collate``."""
+        ...
+
+
+@runtime_checkable
+class Counting(Model, Protocol):
+    """A model of texts that can say how long one is."""
+
+    def count_tokens(self, text: str) -> int:
+        """Count a text's tokens as ``info.max_tokens`` does: uncut, with its prompt and what the model adds."""
         ...

@@ -19,11 +19,16 @@ from typing import Any
 
 from revln.errors import ModelUnavailable
 
-__all__ = ["CONFIG_FILE", "Checkpoint", "StatedFile", "count_parameters", "read_header"]
+__all__ = ["CONFIG_FILE", "SENTENCE_FILES", "Checkpoint", "StatedFile", "count_parameters", "read_header"]
 
 CONFIG_FILE = "config.json"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+# sentence-transformers has named it after the architecture; the first that is there counts.
+SENTENCE_FILES = tuple(
+    f"sentence_{each}_config.json"
+    for each in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 # Whatever else decides what a model makes of a picture or a text, in every form that save_pretrained has had.
 _SETTINGS_FILES = frozenset({
     CONFIG_FILE, "generation_config.json",
@@ -31,7 +36,7 @@ _SETTINGS_FILES = frozenset({
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
     "chat_template.json", "chat_template.jinja",
-    "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
+    "modules.json", "config_sentence_transformers.json", *SENTENCE_FILES,
 })  # fmt: skip
 
 
@@ -78,6 +83,10 @@ class Checkpoint:
         if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
             raise ModelUnavailable(f"{name} of {self.source} is not a list of JSON objects; fetch the model again.")
         return value
+
+    def tokenizer_settings(self) -> dict[str, Any]:
+        """What tokenizer_config.json says; nothing without it. Raises ModelUnavailable."""
+        return self.json("tokenizer_config.json") if self.here("tokenizer_config.json") else {}
 
     def _read_json(self, name: str) -> Any:
         if not self.here(name):

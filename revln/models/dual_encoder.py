@@ -8,6 +8,7 @@ tokenizer, ``get_image_features``, ``get_text_features``; only the unit norm is 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 from revln.errors import ModelUnavailable
 from revln.models.base import ModelInfo, Operation
 from revln.models.checkpoint import Checkpoint
+from revln.models.dual_encoder_card import reads_lower_case
 from revln.models.encoder import Encoder
 from revln.models.text_batch import TextReader
 from revln.models.transformers_common import load_part, load_weights
@@ -29,7 +31,7 @@ _PADDED_TO_THE_END = frozenset({"siglip", "siglip2"})
 
 
 class DualEncoder(Encoder):
-    """``forward`` belongs to one thread; the rest is thread-safe."""
+    """Implements revln.models.base.Counting too. ``forward`` belongs to one thread; the rest is thread-safe."""
 
     def __init__(self, info: ModelInfo, net: Any, pictures: Any, texts: TextReader, device: str, dtype: str) -> None:
         super().__init__(info, device, dtype)
@@ -41,6 +43,9 @@ class DualEncoder(Encoder):
         if operation is Operation.EMBED_TEXT:
             return self._texts.read(cast(str, item))
         return dict(self._pictures(images=cast(Image.Image, item), return_tensors="pt"))
+
+    def count_tokens(self, text: str) -> int:
+        return self._texts.count(text)
 
     def merge_key(self, operation: Operation, prepared: Mapping[str, Any]) -> Hashable:
         # A processor that does not resize gives pictures of several shapes; they cannot share a tensor.
@@ -75,8 +80,9 @@ def load(info: ModelInfo, checkpoint: Checkpoint, device: str, dtype: str) -> Du
         tokenizer,
         positions=net.config.text_config.max_position_embeddings,
         to_the_end=net.config.model_type in _PADDED_TO_THE_END,
+        lower=reads_lower_case(checkpoint),
     )
-    return DualEncoder(info, net, pictures, texts, device, dtype)
+    return DualEncoder(replace(info, max_tokens=texts.limit), net, pictures, texts, device, dtype)
 
 
 def _pooled(features: Any) -> Tensor:

@@ -32,7 +32,8 @@ class Family:
         model_types: what config.json calls checkpoints of it; empty: the family judges its files itself.
         variants: its name goes on after a colon.
         described_whole: not even describing it can do without the weights.
-        half: what dtype ``auto`` is on a GPU. Language models are trained in bfloat16, and outgrow float16.
+        half: what dtype ``auto`` is on a GPU.
+        wide: model types that were trained in bfloat16 and outgrow float16, as language models do.
     """
 
     describe_at: str
@@ -41,6 +42,11 @@ class Family:
     variants: bool = False
     described_whole: bool = False
     half: str = "float16"
+    wide: frozenset[str] = frozenset()
+
+    def half_of(self, checkpoint: Checkpoint) -> str:
+        known = checkpoint.json(CONFIG_FILE) if self.wide else {}
+        return "bfloat16" if known.get("model_type") in self.wide else self.half
 
     def describe(self, name: str, family: str, checkpoint: Checkpoint) -> ModelInfo:
         return cast(Describe, _resolve(self.describe_at))(name, family, checkpoint)
@@ -49,8 +55,10 @@ class Family:
         return cast(Load, _resolve(self.load_at))(info, checkpoint, device, dtype)
 
 
-def _transformers(card: str, code: str, *model_types: str, half: str = "float16") -> Family:
-    return Family(f"revln.models.{card}", f"revln.models.{code}", frozenset(model_types), half=half)
+def _transformers(
+    card: str, code: str, *model_types: str, half: str = "float16", wide: frozenset[str] = frozenset()
+) -> Family:
+    return Family(f"revln.models.{card}", f"revln.models.{code}", frozenset(model_types), half=half, wide=wide)
 
 
 def _dual_encoder(*model_types: str) -> Family:
@@ -60,6 +68,9 @@ def _dual_encoder(*model_types: str) -> Family:
 def _captioner(code: str, *model_types: str, half: str = "float16") -> Family:
     return _transformers("captioners_card:describe", code, *model_types, half=half)
 
+
+# Those that were trained on to be sentence encoders; sentence_card refuses the others.
+_LANGUAGE_MODELS = frozenset({"gemma3_text", "mistral", "qwen2", "qwen3"})
 
 # Where a model type stands twice, "auto" takes the family of that name, else the first.
 FAMILIES: dict[str, Family] = {
@@ -87,6 +98,8 @@ FAMILIES: dict[str, Family] = {
         "albert",
         "electra",
         "modernbert",
+        *_LANGUAGE_MODELS,
+        wide=_LANGUAGE_MODELS,
     ),
     "vision-encoder-decoder": _captioner("captioners:load_vision_encoder_decoder", "vision-encoder-decoder"),
     "blip": _captioner("captioners:load_blip", "blip"),

@@ -6,8 +6,9 @@ A client can only say a name from here: no path and no hub id ever comes from a 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -18,8 +19,9 @@ from revln.models.base import Model, ModelInfo
 from revln.models.checkpoint import Checkpoint
 from revln.models.device import check_device, resolve_dtype
 from revln.models.families import AUTO, FAMILIES, Family, find_family, normal_name
+from revln.models.looking import Looks
 from revln.models.memory import out_of_memory
-from revln.models.sources import fetch, locate
+from revln.models.sources import fetch, is_on_hub, locate
 from revln.settings import ModelSettings
 
 __all__ = ["BUILT_IN", "ModelCatalog", "describe_folder", "load_folder"]
@@ -33,6 +35,7 @@ class ModelCatalog:
     def __init__(self, named: Mapping[str, ModelSettings], default: str = BUILT_IN) -> None:
         self._specs = {BUILT_IN: ModelSettings(source=str(files("revln") / "weights" / BUILT_IN)), **named}
         self._infos: dict[str, ModelInfo] = {}
+        self._looks = Looks(lambda name: _read(name, self.spec(name)).info)
         for name, spec in self._specs.items():
             _check_family(name, spec.family)
         if default not in self._specs:
@@ -49,10 +52,19 @@ class ModelCatalog:
         Raises:
             NotFound: no such name.
             ModelUnavailable: its files are missing or damaged.
+            Unavailable: its hub has not answered within seconds.
         """
         if name not in self._infos:
-            self._infos[name] = _read(name, self.spec(name)).info
+            spec = self.spec(name)
+            on_hub = is_on_hub(spec.source)
+            self._infos[name] = self._looks.describe(name) if on_hub else _read(name, spec).info
         return self._infos[name]
+
+    def look(self) -> None:
+        """Begin to describe what is on a hub, so that a list waits for the slowest and not for the sum of them."""
+        for name, spec in self._specs.items():
+            if name not in self._infos and is_on_hub(spec.source):
+                self._looks.begin(name)
 
     def fetch(self, name: str) -> ModelInfo:
         """As `describe`, with all of its files on this machine; a hub model is downloaded now."""
@@ -82,7 +94,7 @@ class ModelCatalog:
         where = self.placed(name, device)
         info, family, checkpoint = _read(name, spec, whole=True)
         try:
-            return family.load(info, checkpoint, where, resolve_dtype(spec.dtype, where, family.half))
+            return family.load(info, checkpoint, where, resolve_dtype(spec.dtype, where, family.half_of(checkpoint)))
         except (OSError, RuntimeError, ValueError, MemoryError) as err:
             if out_of_memory(err):
                 raise Unavailable(f"There is not enough memory on {where} for model {name} now.") from err
@@ -131,6 +143,7 @@ def _read(name: str, spec: ModelSettings, *, whole: bool = False) -> _Read:
         if family.described_whole and not whole:
             return _read(name, spec, whole=True)
         info = family.describe(name, full_name, checkpoint)
+        json.dumps(asdict(info), allow_nan=False, ensure_ascii=False).encode()  # it is answered as JSON
     except _MALFORMED as err:
         said = " ".join(str(err).split())[:200]
         raise ModelUnavailable(
@@ -139,7 +152,25 @@ def _read(name: str, spec: ModelSettings, *, whole: bool = False) -> _Read:
         ) from err
     if spec.evidence_min_score is not None:
         info = replace(info, evidence_min_score=spec.evidence_min_score)
-    return _Read(info, family, checkpoint)
+    return _Read(_prompted(name, info, spec), family, checkpoint)
+
+
+def _prompted(name: str, info: ModelInfo, spec: ModelSettings) -> ModelInfo:
+    """With the prompts that the operator names, and fingerprints that tell them. Raises ModelUnavailable."""
+    if info.prompts is None:
+        if spec.query_prompt is not None or spec.document_prompt is not None:
+            raise ModelUnavailable(
+                f"Model {name} is of family {info.family}, which takes no prompts: leave query_prompt and "
+                "document_prompt out. Sentence encoders take them."
+            )
+        return info
+    prompts = info.prompts.overridden(spec.query_prompt, spec.document_prompt)
+    return replace(
+        info,
+        prompts=prompts,
+        fingerprint=prompts.fingerprint(info.fingerprint),
+        joint_fingerprint=prompts.joint_fingerprint(info.fingerprint),
+    )
 
 
 def _check_family(name: str, family: str) -> None:

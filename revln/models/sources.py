@@ -13,12 +13,17 @@ from typing import Any
 from revln.errors import ModelUnavailable
 from revln.models.checkpoint import Checkpoint, StatedFile
 
-__all__ = ["fetch", "locate"]
+__all__ = ["fetch", "is_on_hub", "locate"]
 
 # What describes a model. Weights come apart, once they are needed; other forms of weights never.
 _SMALL = ["*.json", "*.txt", "*.model", "*.jinja"]
 _OTHER_FORMS = ["onnx/*", "openvino/*", "coreml/*", "*/checkpoint-*/*", "checkpoint-*/*", "runs/*"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def is_on_hub(source: str) -> bool:
+    """Whether it is a hub id and no path here, so that to read it may take as long as a network does."""
+    return bool(_HUB_ID.fullmatch(source)) and not Path(source).expanduser().exists()
 
 
 def locate(source: str, revision: str | None) -> Checkpoint:
@@ -85,8 +90,9 @@ def _snapshot(source: str, revision: str | None, patterns: list[str]) -> Checkpo
         raise ModelUnavailable(_not_cached(what)) from err
     except errors.HFValidationError as err:
         raise ModelUnavailable(f"There is no folder {source!r} here, and it is not a hub id either.") from err
-    except OSError as err:
-        raise ModelUnavailable(f"{what} could not be fetched: {type(err).__name__}: {str(err)[:200]}") from err
+    except Exception as err:  # of every kind: what breaks in an HTTP library on the way is no OSError
+        said = " ".join(str(err).split())[:200]
+        raise ModelUnavailable(f"{what} could not be fetched: {type(err).__name__}: {said}") from err
     try:
         tree = get_cached_repo_tree(source, revision=folder.name)
     except errors.CachedRepoTreeNotFoundError:

@@ -12,6 +12,8 @@ import queue
 import threading
 from typing import IO
 
+from revln.terminal import visible
+
 __all__ = ["LogStream"]
 
 QUEUE_LINES = 10_000  # about a megabyte; minutes of the chattiest part
@@ -24,7 +26,8 @@ class LogStream:
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
-        self._coloured = stream.isatty() and not os.environ.get("NO_COLOR")
+        self._terminal = stream.isatty()
+        self._coloured = self._terminal and not os.environ.get("NO_COLOR")
         self._colours: dict[str, int] = {}
         self._lines: queue.Queue[str | None] = queue.Queue(QUEUE_LINES)
         self._dropped = 0
@@ -33,7 +36,7 @@ class LogStream:
 
     def line(self, name: str, text: str) -> None:
         try:
-            self._lines.put_nowait(f"{self._prefix(name)} {text}\n")
+            self._lines.put_nowait(f"{self._prefix(name)} {visible(text) if self._terminal else text}\n")
         except queue.Full:
             self._dropped += 1
 

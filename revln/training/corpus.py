@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from revln.errors import ValidationFailed
-from revln.training.data import Albums, Example, read_captions, read_extra_captions
+from revln.training.data import Albums, Example, is_held_out, read_captions, read_extra_captions
 from revln.training.labels import NAMED, read_label_file
 from revln.training.options import TrainOptions
 
-__all__ = ["Corpus", "Photo", "is_held_out", "read_corpus"]
+__all__ = ["Corpus", "Photo", "read_corpus"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +67,6 @@ class Corpus:
         return np.array([self.weights.get(photo.source, 1.0) for photo in photos], dtype=np.float64)
 
 
-def is_held_out(file: str, of: int | None) -> bool:
-    """Whether a picture is one of the 1/``of`` that are watched and never trained on, by a hash of its file name."""
-    return of is not None and zlib.crc32(file.encode()) % of == 0
-
-
 def read_corpus(options: TrainOptions) -> Corpus:
     """Read every file that the options name.
 
@@ -99,7 +93,8 @@ def read_corpus(options: TrainOptions) -> Corpus:
     for path, folder in zip(options.labels, label_images, strict=True):
         for row in read_label_file(path):
             photo = Photo(f"{folder}/{row.file}", row.source, row.captions, row.labels)
-            if row.split == options.split_dev or (row.captions and is_held_out(row.file, options.held_out)):
+            held_out = bool(row.captions and options.held_out) and is_held_out(row.file, options.held_out)
+            if row.split == options.split_dev or held_out:
                 (dev if row.captions else dev_labelled).append(photo)
             elif row.split == options.split_train:
                 (captioned if row.captions else labelled).append(photo)

@@ -23,7 +23,7 @@ from revln.errors import ImageError, ValidationFailed
 from revln.images import ImageLimits, decode_image
 from revln.training.formats import Example, read_examples
 
-__all__ = ["Albums", "Example", "Pictures", "read_captions", "read_extra_captions"]
+__all__ = ["Albums", "Example", "Pictures", "is_held_out", "read_captions", "read_extra_captions"]
 
 # What a file may do when it is read and unpacked. zipfile: RuntimeError for a locked or an unknown way of packing,
 # ValueError for an impossible name.
@@ -49,6 +49,14 @@ def read_captions(path: Path, split: str) -> list[Example]:
     if bare is not None:
         raise ValidationFailed(f"{path}: the picture {bare} has no captions; leave it out")
     return mine
+
+
+def is_held_out(file: str, of: int | None) -> bool:
+    """Whether a picture is one of the 1/``of`` that are watched and never trained on, by a hash of its file name.
+
+    None: every picture is measured.
+    """
+    return of is None or zlib.crc32(file.encode()) % of == 0
 
 
 def read_extra_captions(path: Path) -> list[tuple[str, ...]]:

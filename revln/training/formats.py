@@ -1,6 +1,7 @@
 """The forms in which captioned pictures come: all become examples of one picture's file and its captions.
 
-- JSONL, this project's own: ``{"file", "split", "captions": [str, …]}`` a line.
+- JSONL, this project's own: ``{"file", "split", "captions": [str, …]}`` a line. A line with labels instead of captions
+  is passed over.
 - Flickr token file: ``name.jpg#0<TAB>a caption`` a line, no splits (Young et al., TACL 2014).
 - Karpathy's JSON: ``{"images": [{"filename", "split", "sentences": [{"raw"}]}]}`` (Karpathy and Fei-Fei, CVPR 2015).
 - COCO JSON: ``{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}``, no splits.
@@ -68,6 +69,8 @@ def _json_lines(path: Path) -> Iterator[Example]:
                 continue
             try:
                 row = json.loads(line)
+                if "labels" in row and "captions" not in row:
+                    continue
                 name, texts, split = row["file"], row["captions"], row["split"]
             except (ValueError, KeyError, TypeError) as err:
                 raise ValidationFailed(f"{path}, line {number}: needs file, split and captions ({err!r})") from err

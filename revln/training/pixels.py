@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from revln.models.revln.image_cnn import pixels
+from revln.progress_bar import tracked
 from revln.training.data import Albums, Pictures
 
 __all__ = ["Augment", "View", "batches_of", "cache_pixels", "keep_array", "may_be_mirrored", "whole"]
@@ -42,7 +42,7 @@ def cache_pixels(files: Sequence[str], pictures: Albums | Pictures, size: int, c
         return np.empty((0, 3, size, size), dtype=np.uint8)  # which cannot be mapped
 
     def fill(out: npt.NDArray[Any]) -> None:
-        for i, file in enumerate(tqdm(files, desc="pictures", unit="picture")):
+        for i, file in enumerate(tracked(files, "pictures")):
             out[i] = pixels(pictures[file], size).numpy()
 
     name = hashlib.sha256(json.dumps([pictures.identity(files), size, list(files)]).encode()).hexdigest()[:16]

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from revln.models.base import Operation
 from revln.models.registry import describe_folder, load_folder
-from revln.training.evaluate import run_model
+from revln.progress_bar import tracked
+from revln.training.evaluation.running import run_model
 from revln.training.pixels import keep_array
 
 __all__ = ["Sentences", "read_sentences"]
@@ -60,7 +60,7 @@ def read_sentences(folders: Sequence[Path], texts: Sequence[str], cache: Path, d
         start = 0
         for folder, dim in zip(folders, dims, strict=True):
             model = load_folder(folder, device, "auto")
-            for first in tqdm(range(0, len(ordered), _READ_AT_ONCE), desc=f"sentences by {folder.name}"):
+            for first in tracked(range(0, len(ordered), _READ_AT_ONCE), f"sentences by {folder.name}"):
                 part = ordered[first : first + _READ_AT_ONCE]
                 vectors = np.stack(run_model(model, Operation.EMBED_TEXT, part, quiet=True))
                 out[first : first + len(part), start : start + dim] = vectors / np.sqrt(len(folders))

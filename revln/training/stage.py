@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from revln.errors import ValidationFailed
+from revln.progress_bar import progress_bar
 from revln.training.curves import Curves
 from revln.training.progress import Progress
 
@@ -126,8 +126,8 @@ def _run_epoch(stage: Stage, schedule: Schedule, progress: Progress) -> bool:
         module.train()
     parameters = [p for group in progress.optimizer.param_groups for p in group["params"]]
     epoch, saved = progress.epoch, time.monotonic()
-    bar = tqdm(total=stage.steps, initial=progress.step, desc=f"{stage.name} {epoch + 1}/{stage.epochs}")
-    with bar:
+    named = f"{stage.name} {epoch + 1}/{stage.epochs}"
+    with progress_bar(named, stage.steps, done=progress.step) as advance:
         for batch in _ahead(stage, epoch, progress.step):
             torch.manual_seed(zlib.crc32(f"{schedule.seed}/{stage.name}/{epoch}/{progress.step}".encode()))
             with torch.autocast(schedule.device.type, torch.bfloat16, enabled=schedule.bf16):
@@ -142,8 +142,7 @@ def _run_epoch(stage: Stage, schedule: Schedule, progress: Progress) -> bool:
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             progress.advance(value)
-            bar.update()
-            bar.set_postfix(loss=f"{progress.mean_loss():.3f}")
+            advance(1, f"loss {progress.mean_loss():.3f}")
             late = time.monotonic() > schedule.deadline and progress.step < stage.steps
             if late or time.monotonic() - saved > schedule.save_every_s:
                 progress.save()

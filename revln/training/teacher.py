@@ -23,8 +23,8 @@ from torch import Tensor
 from revln.errors import ValidationFailed
 from revln.models.base import Model, ModelInfo, Operation
 from revln.training.corpus import Photo
-from revln.training.data import Albums, Example, Pictures
-from revln.training.evaluate import run_model
+from revln.training.data import Example
+from revln.training.evaluation.running import PicturesByName, run_model
 
 __all__ = [
     "Seer",
@@ -47,7 +47,7 @@ class Teacher(Protocol):
 class Seer:
     """A model that the service can embed pictures and texts with."""
 
-    def __init__(self, model: Model, dev: Sequence[Example | Photo], pictures: Albums | Pictures) -> None:
+    def __init__(self, model: Model, dev: Sequence[Example | Photo], pictures: PicturesByName) -> None:
         """``dev`` sets the scale."""
         self._model, self._read = model, _read_once(model)
         images = run_model(model, Operation.EMBED_IMAGE, [example.file for example in dev], pictures)

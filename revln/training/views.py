@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from revln.models.revln.image_cnn import ImageEncoder
+from revln.progress_bar import tracked
 from revln.training.contrast import embed_images
 from revln.training.pixels import Augment, View, batches_of, keep_array, whole
 from revln.training.stage import convolving, rng_of
@@ -141,7 +141,7 @@ def keep_bottom(
 
     @torch.inference_mode()
     def fill(out: npt.NDArray[Any]) -> None:
-        for at in tqdm(batches_of(len(images)), desc=f"{views + 1} views", unit="batch"):
+        for at in tracked(batches_of(len(images)), f"{views + 1} views"):
             out[at, 0] = bottom(whole(images[at], device)).half().cpu().numpy()
             for v in range(views):
                 view = augment.draw(rng_of(_VIEWS, v, at.start), images[at], mirror[at])

@@ -55,10 +55,7 @@ MUTANTS = [
     ),
     Mutant(
         "without the sweeper",
-        (
-            Cut("worker/upkeep/sweeper.py", 'self._step("recover", self._recover)', "pass"),
-            Cut("worker/upkeep/sweeper.py", 'self._step("publish", self._publish)', "pass"),
-        ),
+        (Cut("worker/upkeep/sweeper.py", "self.recover, self.publish, look_for_orders", "look_for_orders"),),
         (2, 3),
         ("for ever",),
     ),

@@ -14,7 +14,6 @@ from sqlalchemy import Connection, text
 
 from revln.db.collections.collections import Collection, item_vectors, list_items, live_seqs, rows_by_seq
 from revln.db.collections.generations import changes_after
-from revln.db.collections.items import live_rows
 from revln.db.collections.log import LogEntry, append_log, read_log, read_vectors
 from revln.db.embeddings import cached_vectors, store_vectors
 from revln.db.engine import Database
@@ -60,7 +59,6 @@ LOOKUPS: dict[str, Callable[[Connection, str], object]] = {
     "read_vectors": lambda connection, of: read_vectors(connection, of, np.array(SEQS), DIM)[0],
     "read_log": lambda connection, of: read_log(connection, of, 50, DIM, FEW).seqs,
     "changes_after": lambda connection, of: changes_after(connection, of, 50, FEW).live,
-    "live_rows": lambda connection, of: live_rows(connection, of, 50, 50 + FEW),
     "cached_vectors": lambda connection, _: cached_vectors(connection, "f", [f"text:{n}" for n in SEQS]),
     "append": lambda connection, of: append_log(connection, of, [put(item_id) for item_id in IDS]),
     "delete": lambda connection, of: append_log(connection, of, [LogEntry("delete", item_id) for item_id in IDS]),

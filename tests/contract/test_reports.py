@@ -14,7 +14,7 @@ from revln.db.jobs.changes import retry_job
 from revln.db.jobs.chunks import ChunkResult, finish_chunk
 from revln.db.jobs.read import Job
 from revln.db.jobs.results import result_items
-from revln.db.jobs.submit import NewChunk
+from revln.db.jobs.submit import Inline, NewChunk
 from revln.errors import Conflict
 from tests.builders import make_job, take
 
@@ -32,7 +32,7 @@ def finish(db: Database, job: Job, result: ChunkResult) -> Job:
 
 
 def new_job(db: Database) -> Job:
-    return make_job(db, 1, chunks=[NewChunk(0, 1, items=[None])])
+    return make_job(db, 1, chunks=[NewChunk(0, 1, Inline([None]))])
 
 
 def page(db: Database, job: Job, offset: int, limit: int) -> list[Any]:

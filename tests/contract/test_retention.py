@@ -18,7 +18,8 @@ from revln.db.collections.log import LogEntry, append_log
 from revln.db.engine import Database
 from revln.db.jobs import changes as job_changes
 from revln.db.jobs.chunks import claim_chunk, finish_chunk
-from revln.db.jobs.read import Job, JobFilter, count_by_status, get_job, list_jobs
+from revln.db.jobs.lists import JobFilter, count_by_status, list_jobs
+from revln.db.jobs.read import Job, get_job
 from revln.errors import Conflict, NotFound
 from revln.jobs.state import JobStatus
 from tests.builders import make_job, ok_result, take

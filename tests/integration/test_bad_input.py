@@ -158,10 +158,10 @@ REFUSED: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
     ("base64 that is none", embed({"image": {"base64": "*"}}), "/input/items/0/image/base64", ("not base64",)),
     ("base64 with é", embed({"image": {"base64": "é"}}), "/input/items/0/image/base64", ("not base64",)),
     (
-        "a data URL as base64",
-        embed({"image": {"base64": "data:image/png;base64,aGk="}}),
+        "a data URI that is not in base64",
+        embed({"image": {"base64": "data:image/svg+xml,<svg/>"}}),
         "/input/items/0/image/base64",
-        ("not base64",),
+        ("not base64", "data URI"),
     ),
     (
         "a query's base64 that is none",

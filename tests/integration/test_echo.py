@@ -27,7 +27,7 @@ def redis_only(tmp_path: Path) -> Iterator[Stack]:
 
 def test_the_canary_lies_in_redis_until_it_is_heard_and_leaves_nothing_there(redis_only: Stack) -> None:
     queue, busy = "echo.worker-1@here", False
-    canary = Canary(redis_only.settings, "worker-1@here", lambda: busy)
+    canary = Canary(redis_only.settings, "worker-1@here", lambda: busy, lambda: None)
     assert not canary.look()
     assert not canary.look()
     assert redis_only.redis.llen(queue) == 1, "one message at a time"

@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from revln import embedded_redis
-from revln.broker import COLLECTIONS_CHANNEL
+from revln.broker import COLLECTIONS_CHANNEL, Dispatcher
 from revln.embedded_redis import EmbeddedRedis
 from tests.collections import read
 from tests.conftest import DATABASES, fresh_database
@@ -38,15 +38,16 @@ def serving(redis: EmbeddedRedis) -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", DATABASES)
 def test_an_idle_worker_catches_up_when_a_change_is_called_out(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    monkeypatch.setattr("worker.index.follower._RECONNECT_S", 0.05)
-    monkeypatch.setattr("revln.broker._QUIET_S", 0.0)  # what is called out before Redis answers would silence the next
     redis = embedded_redis.prepare(tmp_path)
     with fresh_database(kind, tmp_path, request) as url, inline_stack(url, tmp_path, redis_url=redis.url) as stack:
         runtime = stack.runtime
+        runtime.dispatcher.close()
+        # What is called out before Redis answers would silence the next.
+        runtime.dispatcher = Dispatcher(stack.settings, runtime.db, quiet_s=0.0)
         other = IndexCache(runtime.db, runtime.blobs)  # of a worker that is not asked again
-        follower = Follower(stack.settings, runtime.db, other)
+        follower = Follower(stack.settings, runtime.db, other, reconnect_s=0.05)
         searched, unknown = own(stack, *ring(5)), own(stack, *ring(5))
         index = other.caught_up(read(runtime.db, searched))
         follower.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 from uuid import uuid4
@@ -11,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from revln.db.collections.generations import follow
-from revln.db.jobs.result_rows import write_report
+from revln.db.jobs.reports import write_report
 from revln.jobs.index_schemas import IndexResult
 from tests.conftest import DATABASES, fresh_database
 from tests.inline import InlineStack, inline_stack
@@ -298,3 +299,21 @@ def test_a_worker_that_dies_at_the_swap_leaves_it_undone_and_the_next_tells_what
     assert deaths
     assert (head["migration"]["former_model"], head["migration"]["items"], head["migration"]["missing"]) == (OLD, 4, 1)
     assert missing["id"] == "brought"
+
+
+@pytest.mark.parametrize("database", DATABASES)
+def test_new_weights_under_the_same_name_take_a_collection_over(
+    database: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """As after an upgrade of revln whose built-in model is another one: the former weights are gone."""
+    with fresh_database(database, tmp_path, request) as url:
+        with inline_stack(url, tmp_path, WordCatalog(built_in=24), default_model="built_in") as before:
+            name = texts(before, 6)
+        with inline_stack(url, tmp_path, WordCatalog(built_in=40), default_model="built_in") as after:
+            search = {"kind": "search", "input": {"collection": name, "queries": [{"text": "word3 common"}]}}
+            refused = after.http.post("/v1/jobs", json=search)
+            assert (refused.status_code, refused.json()["code"]) == (409, "fingerprint_mismatch")
+            assert f"revln index migrate {name} --model built_in" in refused.json()["detail"]
+            (only,) = moved(after, name, "built_in")
+            assert (only["migration"]["items"], only["migration"]["missing"]) == (6, 0)
+            assert ids(after, name, {"text": "word3 common"}, k=1) == ["t3"]

@@ -30,8 +30,7 @@ CONFIG = Path(__file__).parents[1] / "schemathesis.toml"
 
 
 @pytest.fixture(params=DATABASES if EXAMPLES else ["postgresql"])  # the stricter of the two
-def house(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InlineStack]:
-    monkeypatch.setattr("api.routes.health._CANARY_S", 0.05)  # nobody answers it here
+def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[InlineStack]:
     redis = embedded_redis.prepare(tmp_path)
     with (
         _serving(redis),
@@ -39,6 +38,7 @@ def house(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         inline_stack(url, tmp_path, WordCatalog(words=16), default_model="words", api_key=BOOTSTRAP, max_wait_s=0.1,
                      redis_url=redis.url, webhook_timeout_s=0.1) as running,
     ):  # fmt: skip
+        running.api_state.canary_s = 0.05  # nobody answers it here
         # One that an order to load a model can be given to.
         register(running.runtime.db, WorkerRow("worker", "host", 1, [], "cpu", []))
         yield running

@@ -16,7 +16,7 @@ import pytest
 
 from api.app import create_app
 from revln.access import Caller
-from revln.db.jobs.submit import NewChunk, NewJob, submit_job
+from revln.db.jobs.submit import Inline, NewChunk, NewJob, Range, submit_job
 from revln.jobs.kinds import KINDS, queue_name
 from revln.settings import Settings
 from tests.conftest import DATABASES, fresh_database
@@ -166,12 +166,12 @@ def test_a_job_that_names_anothers_collection_hears_that_there_is_none(
     assert "There is no collection" in text
 
 
-@pytest.mark.parametrize("kind", [kind.name for kind in KINDS.values() if kind.source_field])
+@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if "manifest" in kind.input.model_fields])
 def test_a_job_that_names_anothers_manifest_hears_that_there_is_none(two: Two, kind: str) -> None:
     two.b.put("/v1/collections/bobs")
 
     def told(sha256: str) -> tuple[int, str]:
-        input_ = {KINDS[kind].source_field: {"sha256": sha256}}
+        input_ = {"manifest": {"sha256": sha256}}
         if kind == "index":
             input_["collection"] = "bobs"  # type: ignore[assignment]
         answer = two.b.post("/v1/jobs", json={"kind": kind, "input": input_})
@@ -219,13 +219,13 @@ def test_a_migration_does_not_embed_pictures_that_are_only_named(two: Two) -> No
 
 def _slip_in(two: Two, kind: str, input_: dict[str, Any], items: list[Any] | None, **more: Any) -> dict[str, Any]:
     """Write a job of Bob's into the database, past the API; what became of it."""
-    source = {"source_offset": 0, "source_length": 15} if items is None else {}
+    source = Range(0, 15) if items is None else Inline(items)
     job, _ = submit_job(
         two.house.runtime.db,
         NewJob(
             id=str(uuid4()), by=Caller("bob", "test", frozenset()), kind=kind, priority="normal",
             queue=queue_name(kind, "normal"), max_attempts=1, input=input_, total=1,
-            chunks=[NewChunk(0, 1, items=items, **source)], metadata={}, retention_s=3600.0, model="words",
+            chunks=[NewChunk(0, 1, source)], metadata={}, retention_s=3600.0, model="words",
             model_fingerprint="words-16", **more,
         ),
     )  # fmt: skip

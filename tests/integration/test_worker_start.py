@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from revln.db import tables
 from revln.db.migrate import upgrade
+from revln.errors import StartupError
 from revln.jobs.kinds import all_queues
 from revln.settings import Settings
 from tests.stack import wait_until
@@ -39,12 +40,22 @@ def test_a_worker_that_starts_before_its_database_answers_registers_when_it_does
         runtime.stop()
 
 
+def test_a_worker_on_a_database_without_tables_says_what_to_run(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.data_dir.joinpath("revln.db").touch()
+    monkeypatch.setattr(main, "configure_logging", lambda _: None)
+    with pytest.raises(StartupError, match="Run `revln db upgrade` first"):
+        main.run(settings)
+
+
 def test_a_worker_that_cannot_start_ends_instead_of_running_without_leases(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: Runtime) -> None:
         raise OSError("no more threads")
 
+    upgrade(settings)
     monkeypatch.setattr(Runtime, "start", fail)
     monkeypatch.setattr(main, "configure_logging", lambda _: None)
     before = list(worker_shutting_down.receivers or ())

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from api import problems
 from api.app import create_app
+from api.auth import _address_of
 from api.docs import router as docs_router
 from api.paging import decode_cursor, encode_cursor
 from api.requests import JobRequest
@@ -25,7 +26,11 @@ from revln.settings import Settings
 def test_it_does_not_start_beyond_loopback_without_a_key(host: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=re.escape(f"REVLN_API_HOST={host}")):
         create_app(Settings(api_host=host, data_dir=tmp_path))
-    create_app(Settings(api_host=host, api_key="k", data_dir=tmp_path))
+    for weak in ("1", "k" * 40, "fifteen-signs-x"):
+        with pytest.raises(SettingsError, match="at least 16 characters") as caught:
+            create_app(Settings(api_host=host, api_key=weak, data_dir=tmp_path))
+        assert weak not in caught.value.message.split()
+    create_app(Settings(api_host=host, api_key="0123456789abcdef", data_dir=tmp_path))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
@@ -118,3 +123,18 @@ def test_the_page_escapes_what_it_shows(small: TestClient) -> None:
     assert "<script" not in page
     assert "<b>small" not in page
     assert "&lt;script&gt;alert(1)" in page
+
+
+def test_a_slash_too_many_leads_to_the_same_server_whatever_host_it_was_sent(tmp_path: Path) -> None:
+    app = create_app(Settings(data_dir=tmp_path, api_key="k"))
+    headers = {"Host": "evil.example", "Authorization": "Bearer k"}
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        moved = client.get("/healthz/?a=1", headers=headers, follow_redirects=False)
+    assert (moved.status_code, moved.headers["location"]) == (307, "/healthz?a=1")
+
+
+@pytest.mark.parametrize(
+    ("client", "address"), [(("192.0.2.7", 1), "192.0.2.7"), (("x" * 20_000, 1), None), (None, None)]
+)
+def test_only_an_address_is_audited(client: tuple[str, int] | None, address: str | None) -> None:
+    assert _address_of({"type": "http", "client": client}) == address

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from api import limits
 from api.limits import LimitBody
 from revln.settings import Settings
 from tests.stack import DEADLINE_S, wait_until
@@ -20,8 +19,9 @@ CHUNKED = b"POST %s HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent
 
 
 @contextmanager
-def limited(**settings: Any) -> Iterator[tuple[int, LimitBody]]:
-    guard = LimitBody(app, Settings(**settings))
+def limited(pace: tuple[float, int] = (30.0, 10_000), **settings: Any) -> Iterator[tuple[int, LimitBody]]:
+    """``pace``: how many seconds are waited for a body, and how many bytes give it one more."""
+    guard = LimitBody(app, Settings(**settings), *pace)
     with serving(guard) as port:
         yield port, guard
 
@@ -38,9 +38,8 @@ def problem(answer: bytes, status: int, code: str) -> str:
     return str(told["detail"])
 
 
-def test_a_body_that_trickles_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_GRACE_S", 0.1)
-    with limited() as (port, guard):
+def test_a_body_that_trickles_is_not_waited_for() -> None:
+    with limited(pace=(0.1, 10_000)) as (port, guard):
         told = problem(said(port, CHUNKED % b"/x" + chunk(b"[1")), 408, "body_too_slow")
         assert told.startswith("2 bytes of the body came in 0 s")
         head = b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n"
@@ -48,10 +47,11 @@ def test_a_body_that_trickles_is_not_waited_for(monkeypatch: pytest.MonkeyPatch)
         assert guard.held_bytes == 0
 
 
-def test_a_body_has_more_time_the_more_of_it_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_GRACE_S", 0.05)
-    monkeypatch.setattr(limits, "_LEAST_BYTES_PER_S", 10)
-    with limited() as (port, _), socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as connection:
+def test_a_body_has_more_time_the_more_of_it_has_come() -> None:
+    with (
+        limited(pace=(0.05, 10)) as (port, _),
+        socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as connection,
+    ):
         connection.sendall(CHUNKED % b"/x" + chunk(b"x" * 10_000))
         connection.settimeout(0.3)
         with pytest.raises(TimeoutError):  # 1,000 s are waited

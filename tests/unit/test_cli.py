@@ -10,19 +10,27 @@ import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import click
 import pytest
 from click.testing import CliRunner
+from flower import command, urls
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
+from tornado.options import options
+from tornado.web import ErrorHandler
 
+from revln.broker import make_celery
+from revln.cli.flower import flower_arguments, refuse_strange_hosts
 from revln.cli.main import COMMANDS, cli, main
-from revln.cli.parts import _check_worker, flower_arguments, require_flower_login
+from revln.cli.parts import _check_worker
 from revln.cli.up import _embedder
 from revln.cli.wording import in_commands
 from revln.db import workers
 from revln.db.engine import Database
 from revln.db.migrate import upgrade
-from revln.errors import StartupError
+from revln.errors import SettingsError
+from revln.exposure import require_flower_login
 from revln.jobs.kinds import KINDS
 from revln.settings import Settings
 
@@ -128,17 +136,46 @@ def test_input_from_standard_input_that_is_not_json_says_where_it_came_from() ->
 
 
 def test_flower_is_read_only_keeps_its_state_and_takes_its_password(tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path, flower_host="0.0.0.0", flower_port=5, flower_basic_auth="me:secret")
+    settings = Settings(
+        data_dir=tmp_path, flower_host="0.0.0.0", flower_port=5, flower_basic_auth="me:longer-than-15-signs"
+    )
     arguments = flower_arguments(settings)
-    assert {"--read_only=True", "--persistent=True", "--port=5", "--basic_auth=me:secret"} <= set(arguments)
+    assert {
+        "--read_only=True",
+        "--persistent=True",
+        "--port=5",
+        "--basic_auth=me:longer-than-15-signs",
+        "--max_tasks=10000",
+    } <= set(arguments)
     require_flower_login(settings)
+
+
+@pytest.mark.parametrize(
+    ("host", "answers"),
+    [
+        ("127.0.0.1:5555", True), ("localhost", True), ("[::1]:5555", True), ("flower.example.org", True),
+        ("evil.example", False), ("127.0.0.1.evil.example", False), ("", False), ("[", False),
+    ],
+)  # fmt: skip
+def test_an_open_flower_answers_to_names_of_this_machine_alone(
+    host: str, answers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "Flower", command.Flower)
+    settings = Settings(data_dir=tmp_path, flower_url="https://flower.example.org/x")
+    refuse_strange_hosts(settings)
+    with make_celery(settings) as celery:
+        app = command.Flower(capp=celery, options=options, **urls.settings)
+        start = RequestStartLine("GET", "/healthcheck", "HTTP/1.1")
+        request = HTTPServerRequest(start_line=start, headers=HTTPHeaders({"Host": host}), connection=Mock())
+        handler = app.find_handler(request).handler_class
+        assert (handler is not ErrorHandler) == answers
 
 
 def test_flower_known_by_its_options() -> None:
     """Flower passes over what it does not know, so a renamed option would be lost in silence."""
     code = (
         "import sys, json\nfrom flower.options import default_options\n"
-        "from pathlib import Path\nfrom revln.settings import Settings\nfrom revln.cli.parts import flower_arguments\n"
+        "from pathlib import Path\nfrom revln.settings import Settings\nfrom revln.cli.flower import flower_arguments\n"
         "wanted = flower_arguments(Settings(flower_basic_auth='a:b'))[1:]\n"
         "print(json.dumps([a for a in wanted if a.lstrip('-').partition('=')[0] not in default_options]))"
     )
@@ -155,7 +192,11 @@ def test_flower_known_by_its_options() -> None:
         ("0.0.0.0", "", True),
         ("192.0.2.7", "", True),
         ("flower.example.org", "", True),
-        ("0.0.0.0", "user:password", False),
+        ("0.0.0.0", "user:password", True),
+        ("0.0.0.0", "user:aaaaaaaaaaaaaaaaaaaa", True),
+        ("0.0.0.0", "user:not-soon-guessed-by-anybody", False),
+        ("127.0.0.1", "user:password", False),
+        ("127.0.0.1", "user:pass,word", True),
         ("127.0.0.1", "password", True),
     ],
 )
@@ -164,7 +205,7 @@ def test_flower_needs_a_password_wherever_others_could_reach_it(host: str, login
     if not refused:
         require_flower_login(settings)
         return
-    with pytest.raises(StartupError, match="REVLN_FLOWER_BASIC_AUTH"):
+    with pytest.raises(SettingsError, match="REVLN_FLOWER_BASIC_AUTH"):
         require_flower_login(settings)
 
 

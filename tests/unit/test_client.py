@@ -13,6 +13,7 @@ import pytest
 from revln import errors
 from revln.client import RevlnClient
 from revln.client_wire import ApiError, Event, sse_events
+from revln.errors import SettingsError
 
 JOB = {"id": "j1", "kind": "embed", "status": "succeeded", "done": True, "counts": {"total": 1}}
 
@@ -252,3 +253,17 @@ def test_delete_cancel_and_retry_go_where_they_should(script: Script, client: Re
         script.will(200, JOB)
         call("j1")
         assert script.requests[-1][:2] == (method, path)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:abc", "http://[::1"])
+def test_an_address_that_cannot_be_used_is_one_error_of_ours(url: str) -> None:
+    with pytest.raises(SettingsError, match="cannot be used"):
+        RevlnClient(url)
+
+
+def test_a_socks_proxy_is_spoken_and_an_unknown_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    RevlnClient("http://api.example.org").close()
+    monkeypatch.setenv("ALL_PROXY", "gopher://127.0.0.1:1")
+    with pytest.raises(SettingsError, match="gopher"):
+        RevlnClient("http://api.example.org")

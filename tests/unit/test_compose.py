@@ -133,6 +133,7 @@ def test_every_variable_of_the_compose_file_is_explained_in_the_example() -> Non
 def test_the_image_is_built_from_the_lock_and_runs_as_nobody_special() -> None:
     text = (ROOT / "Dockerfile").read_text()
     assert "--require-hashes --requirement /src/requirements.lock" in text
+    assert "requirements-dev" not in re.sub(r"#.*", "", text)
     assert re.search(r"^USER revln$", text, re.MULTILINE)
     assert text.index("USER revln") < text.index("ENTRYPOINT")
     assert not re.search(r"https?://|--(extra-)?index-url|--mirror", text)

@@ -38,7 +38,7 @@ def sheet(**changes: Any) -> Sheet:
         "seconds": 1.25,
         "searches": [Search(HOSTILE, [(one, 0.75), (two, -0.25)]), Search(two, [])],
         "cards": [
-            Card(one, [(HOSTILE, -3.25)], [(HOSTILE, 0.5)], [(two, 0.5)]),
+            Card(one, [(HOSTILE, 0.625)], [(HOSTILE, 0.5)], [(two, 0.5)]),
             Card(two, [], [], [], error="it could not be read"),
         ],
         "vectors": [(one, [1.0, 0.0]), (two, [0.6, 0.8])],
@@ -78,10 +78,20 @@ def test_the_page_is_whole_and_asks_no_other_address() -> None:
 
 
 def test_a_picture_without_evidence_says_so() -> None:
-    near, far = (Card(Picture("one", "One", b"l", b"s"), [("a dog", -3.25)], found, []) for found in ([("x", 0.5)], []))
+    near, far = (Card(Picture("one", "One", b"l", b"s"), [("a dog", 0.625)], found, []) for found in ([("x", 0.5)], []))
     said = "None of the sentences is near enough."
     assert said not in render(sheet(cards=[near]))
     assert render(sheet(cards=[near, far])).count(said) == 1
+
+
+def test_a_picture_that_the_model_is_unsure_of_says_so() -> None:
+    unsure = Card(Picture("one", "One", b"l", b"s"), [], [], [], unsure="below min_confidence <0.4>")
+    assert "<p>below min_confidence &lt;0.4&gt;</p>" in render(sheet(cards=[unsure]))
+
+
+def test_a_caption_of_a_model_that_measures_no_confidence_has_no_figure() -> None:
+    plain = Card(Picture("one", "One", b"l", b"s"), [("a dog", None)], [], [])
+    assert "<li><span>a dog</span></li>" in render(sheet(cards=[plain]))
 
 
 def test_what_others_wrote_is_text_and_never_markup() -> None:
@@ -92,7 +102,7 @@ def test_what_others_wrote_is_text_and_never_markup() -> None:
 
 def test_figures_stand_where_they_should() -> None:
     page = render(sheet())
-    assert '<data value="-3.2500">−3.2</data>' in page
+    assert '<data value="0.6250">62%</data>' in page
     assert "<b>0.75</b>" in page
     assert 'style="width:75.0%"' in page
     assert 'style="width:0.0%"' in page, "a negative cosine has no bar"

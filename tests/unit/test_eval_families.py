@@ -19,11 +19,11 @@ from revln.cli.average import average
 from revln.cli.evaluate import evaluate, model_folder
 from revln.cli.train import train
 from revln.errors import ModelUnavailable
-from revln.models.base import Operation
 from revln.models.registry import load_folder
 from revln.models.revln.card import RevlnConfig
 from revln.training.data import Example
-from revln.training.evaluate import _retrieve, run_model
+from revln.training.evaluation.running import embed_texts
+from revln.training.evaluation.stores import Store
 from revln.training.options import TrainOptions
 from revln.training.told import hangs_on
 from tests.tiny_captioners import save_vit_gpt2
@@ -167,8 +167,7 @@ def test_a_pictures_own_captions_are_no_evidence_where_a_small_store_has_few_oth
     clip = load_folder(save_clip(tmp_path / "clip"), "cpu")
     assert clip.info.evidence_min_score is None
     store = [Example("0.png", ("a", "b c", "c"), "train"), Example("1.png", ("picture", "a b"), "train")]
-    images = np.stack(run_model(clip, Operation.EMBED_TEXT, ["a", "b"]))
-    found = _retrieve(clip, images, store, store)
+    found = Store("small", store, clip).evidence(embed_texts(clip, ["a", "b"]), store)
     assert [{each.text for each in shown} for shown in found] == [{"picture", "a b"}, {"a", "b c", "c"}]
     assert all(np.isfinite(each.score) for shown in found for each in shown)
 

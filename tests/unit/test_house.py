@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,71 +16,56 @@ from revln import errors
 from revln.errors import RevlnError
 from revln.jobs.kinds import KINDS, all_queues
 from revln.settings import ENV_PREFIX, Settings
-from tests.chaos.mutants import MUTANTS, Mutant
+from tests.modules import OURS, ROOT, imports, sources
 
-ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "torchvision", "transformers", "faiss"}
 # Only these compute, so only these may import what is heavy at the top of the file.
 COMPUTE = ("revln/models/", "revln/index/", "revln/training/")
 
-# A package, and what of ours it may import. `api` and `worker` never meet; `revln` imports neither.
-MAY_IMPORT = {
-    "api": {"api", "revln"},
-    "worker": {"worker", "revln"},
-    "revln": {"revln", "migrations"},
-    "migrations": {"migrations", "revln"},
-}
-# Inside revln, from the bottom up: what each room must not know.
-MUST_NOT_KNOW = {
-    "revln.errors": {"revln."},
-    "revln.settings": {"revln.jobs", "revln.db", "revln.broker", "revln.models", "revln.index"},
-    "revln.jobs": {"revln.db", "revln.broker", "revln.models", "revln.index", "revln.settings"},
-    "revln.models": {"revln.jobs", "revln.db", "revln.broker", "revln.index"},
-    "revln.index": {"revln.jobs", "revln.db", "revln.broker", "revln.models"},
-    "revln.db": {"revln.broker", "revln.models", "revln.index"},
-}
+
+def rooms() -> dict[str, set[str]]:
+    """The table of docs/architecture.md: rooms by their dotted names, and the rooms that each may import."""
+    table = (ROOT / "docs/architecture.md").read_text().partition("| room |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    dotted = [
+        [path.removesuffix(".py").strip("/").replace("/", ".") for path in row[0].split("`")[1::2]] for row in rows
+    ]
+    by_word = {name.rpartition(".")[2]: name for names in dotted for name in names}
+    return {
+        name: {by_word[word] for word in row[2].split(", ") if row[2] != "nothing of ours"} | set(names)
+        for names, row in zip(dotted, rows, strict=True)
+        for name in names
+    }
 
 
-def sources(*folders: str) -> Iterator[tuple[str, Path]]:
-    """(dotted module name, path) of every file of ours."""
-    for folder in folders:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            yield ".".join(part for part in parts if part != "__init__"), path
+def test_each_room_imports_what_the_architecture_page_says_and_all_of_it() -> None:
+    may_import = rooms()
+
+    def room_of(module: str) -> str:
+        whole = module + "."
+        return max((room for room in may_import if whole.startswith(room + ".")), key=len, default=f"no room: {module}")
+
+    used: dict[str, set[str]] = {room: set() for room in may_import}
+    for module, path in sources(*OURS):
+        if module == "revln":  # the version: everybody's
+            continue
+        room = room_of(module)
+        names = {name for name in imports(path) if name.partition(".")[0] in OURS and name != "revln"}
+        used[room] |= {room_of(name) for name in names}
+        assert used[room] <= may_import[room] | {room}, f"{module} imports {used[room] - may_import[room]}"
+    for room, allowed in may_import.items():
+        beside = {one for one in may_import if may_import[one] == allowed}  # the rooms of one row share what they may
+        assert allowed - set().union(*(used[one] for one in beside)) <= beside, f"{room} no longer imports all of it"
 
 
-def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
-    tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level_only else list(ast.walk(tree))
-    found: set[str] = set()
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return found
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graphlib.TopologicalSorter({module: imports(path) - {module} for module, path in sources(*OURS)}).prepare()
 
 
-def test_imports_flow_from_api_and_worker_into_revln_and_nowhere_else() -> None:
-    for module, path in sources(*MAY_IMPORT):
-        allowed = MAY_IMPORT[module.partition(".")[0]]
-        ours = {name for name in imports(path) if name.partition(".")[0] in MAY_IMPORT}
-        wrong = {name for name in ours if name.partition(".")[0] not in allowed}
-        assert not wrong, f"{module} imports {wrong}"
-
-
-def test_no_room_of_revln_knows_the_rooms_above_it() -> None:
-    for module, path in sources("revln"):
-        for room, forbidden in MUST_NOT_KNOW.items():
-            if module == room or module.startswith(room + "."):
-                wrong = {
-                    name
-                    for name in imports(path)
-                    if any(name == bad.rstrip(".") or name.startswith(bad.rstrip(".") + ".") for bad in forbidden)
-                    and not name.startswith(room)
-                }
-                # settings are handed to migrate and blobs by their entry points
-                assert not wrong, f"{module} imports {wrong}"
+@pytest.mark.timeout(900)
+def test_every_module_can_be_imported_first() -> None:
+    out = subprocess.run([sys.executable, "-m", "tests.modules"], check=False, capture_output=True, text=True, cwd=ROOT)
+    assert (out.returncode, out.stdout) == (0, ""), out.stderr
 
 
 def test_only_the_rooms_that_compute_import_what_is_heavy_at_the_top() -> None:
@@ -130,7 +115,9 @@ def test_describing_the_shipped_model_imports_nothing_heavy() -> None:
 def test_every_kind_has_a_handler_and_every_handler_a_kind() -> None:
     from worker.handlers.registry import HANDLERS
 
-    assert set(HANDLERS) == set(KINDS)
+    operations = [one for kind in KINDS.values() for one in kind.operations.values() or [kind]]
+    assert len({one.name for one in operations}) == len(operations)
+    assert set(HANDLERS) == {one.name for one in operations}
 
 
 def test_every_kind_has_a_queue_for_each_priority() -> None:
@@ -188,10 +175,3 @@ def test_every_test_that_a_guarantee_names_exists_and_every_guarantee_names_one(
     rows = [line for line in promises.splitlines() if line.startswith("| ")][1:]
     assert len(rows) > 10
     assert [row for row in rows if "::test_" not in row and "the same (" not in row] == []
-
-
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda one: one.name)
-def test_what_a_mutant_cuts_out_is_there(mutant: Mutant) -> None:
-    """`make chaos-mutants` is run by hand: a change of the product shall not break it unnoticed."""
-    for cut in mutant.cuts:
-        assert (ROOT / cut.path).read_text().count(cut.was) == 1

@@ -15,6 +15,7 @@ from PIL import Image
 
 from revln.errors import ImageError, ItemInvalid
 from revln.images import ImageLimits, decode_image, inspect_image, thumbnail
+from revln.images.headers import webp_tables_bytes
 from tests import pictures
 
 LIMITS = ImageLimits()
@@ -266,3 +267,19 @@ def test_many_threads_decode_as_one_does():
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda each: decode_image(each, LIMITS).tobytes(), data * 20))
     assert together == alone * 20
+
+
+def test_the_tables_of_a_lossless_webp_are_charged():
+    data = pictures.webp_of_groups(256, 4_096)
+    assert decode_image(data, LIMITS).size == (256, 256)
+    assert webp_tables_bytes(data, 256 * 256) == 4_096 * 12_000
+    assert webp_tables_bytes(data, 64 * 64) == 256 * 12_000
+    lossy = pictures.saved(pictures.noise(640, 480), "WEBP", exif=pictures.exif(6))
+    assert webp_tables_bytes(lossy, 640 * 480) == 0
+    alpha = pictures.noise(640, 480).convert("RGBA")
+    alpha.putalpha(pictures.noise(640, 480, 1).convert("L"))
+    assert 0 < webp_tables_bytes(pictures.saved(alpha, "WEBP"), 640 * 480) <= 640 * 480 // 16 * 12_000
+    animated = pictures.saved(
+        pictures.noise(64, 48), "WEBP", save_all=True, append_images=[pictures.noise(64, 48, 2)], lossless=True
+    )
+    assert webp_tables_bytes(animated, 64 * 48) > 0

@@ -18,12 +18,12 @@ from revln.errors import RateLimited
 from revln.settings import Settings
 from tests.stack import wait_until
 
+WINDOW_S = 3_600  # so long that no slow machine lets one more through
 ONE, OTHER = replace(OWNER, key_id="k1"), replace(OWNER, key_id="k2")
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Settings, subprocess.Popen[bytes]]]:
-    monkeypatch.setattr("api.rates._WINDOW_S", 3_600)  # so long that no slow machine lets one more through
+def server(tmp_path: Path) -> Iterator[tuple[Settings, subprocess.Popen[bytes]]]:
     given = embedded_redis.prepare(tmp_path)
     process = subprocess.Popen(given.command, stdout=subprocess.DEVNULL)
     try:
@@ -38,7 +38,7 @@ def let_through(settings: Settings, caller: Caller, *, processes: int = 1, times
     """Of so many requests to each process in turn."""
 
     async def ask() -> int:
-        each = [Rates(settings) for _ in range(processes)]
+        each = [Rates(settings, WINDOW_S) for _ in range(processes)]
         again_s: list[int] = []
         for _ in range(times):
             for rates in each:

@@ -183,3 +183,10 @@ def test_more_connections_than_there_may_be_are_told_to_come_again() -> None:
         for one in (*idle, *more):
             one.close()
         wait_until(lambda: said(port, request % b"/x").startswith(b"HTTP/1.1 200"), what="room again")
+
+
+def test_two_hosts_are_refused_and_one_is_not(port: int) -> None:
+    for names in ((b"Host", b"Host"), (b"Host", b"host")):
+        heads = b"".join(name + b": a\r\n" for name in names)
+        assert said(port, b"GET / HTTP/1.1\r\n" + heads + b"\r\n").startswith(b"HTTP/1.1 400 ")
+    assert said(port, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").startswith(b"HTTP/1.1 200 ")

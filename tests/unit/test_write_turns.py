@@ -61,11 +61,8 @@ def test_whoever_writes_all_the_time_lets_another_in_between(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("held", ["next", "turn"])
-def test_a_turn_that_does_not_come_is_not_waited_for_again_and_again(
-    held: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(write_turns, "_PATIENCE_S", 0.2)
-    turns = WriteTurns(str(tmp_path / "revln.db"))
+def test_a_turn_that_does_not_come_is_not_waited_for_again_and_again(held: str, tmp_path: Path) -> None:
+    turns = WriteTurns(str(tmp_path / "revln.db"), patience_s=0.2)
     with ExitStack() as frozen:
         file = os.open(tmp_path / f"revln.db-{held}", os.O_RDWR | os.O_CREAT)
         frozen.callback(os.close, file)

@@ -13,36 +13,36 @@ from revln.db.collections.collections import Collection, item_vectors
 from revln.db.jobs.results import vectors_from_bytes
 from revln.errors import ItemError, ItemInvalid, ItemNotFound, ModelUnavailable
 from revln.jobs.schemas import Item
-from revln.jobs.search_schemas import AUTO, NO_MATCH_SCORE, Query, QueryPart, dedup_score
+from revln.jobs.search_schemas import AUTO, NO_MATCH_SCORE, Query, QueryPart, SearchParameters, dedup_score
 from worker.context import Context, Done, Outcome
-from worker.embedding import embed, item_contents
-from worker.handlers.embed import load_embedder
+from worker.embedding import embed, item_contents, load_embedder
 from worker.handlers.index.collection import open_collection
 from worker.index.nearest import Wanted, nearest
+from worker.text_length import Read, measured
 
 __all__ = ["run_search"]
 
 _QUERY: TypeAdapter[QueryPart | list[QueryPart]] = TypeAdapter(Query)
 
 
-def run_search(context: Context) -> Done:
+def run_search(context: Context[SearchParameters]) -> Done:
     collection = open_collection(context)
     queries = [_parts(todo.raw) for todo in context.todo]
-    vectors = _query_vectors(context, collection, queries)
+    vectors, reads = _query_vectors(context, collection, queries)
     wanted = [
         Wanted(vector, _least(context, query), _own_ids(context, query))
         for query, vector in zip(queries, vectors, strict=True)
         if not isinstance(vector, ItemError)
     ]
-    asked = context.input
+    asked = context.parameters
     hits, seq = nearest(
         context,
         collection,
         wanted,
-        asked["k"],
-        offset=asked.get("offset", 0),
-        filter_json=asked.get("filter"),
-        dedup=dedup_score(asked.get("dedup", False)),
+        asked.k,
+        offset=asked.offset,
+        filter_json=asked.filter,
+        dedup=dedup_score(asked.dedup),
     )
     found = iter(hits)
     answers = [vector if isinstance(vector, ItemError) else next(found) for vector in vectors]
@@ -50,8 +50,8 @@ def run_search(context: Context) -> Done:
         [
             Outcome(todo.index, error=answer)
             if isinstance(answer, ItemError)
-            else Outcome(todo.index, fields={"hits": answer, "seq": seq})
-            for todo, answer in zip(context.todo, answers, strict=True)
+            else Outcome(todo.index, fields={"hits": answer, "seq": seq, **read})
+            for todo, answer, read in zip(context.todo, answers, reads, strict=True)
         ]
     )
 
@@ -61,13 +61,13 @@ def _parts(raw: Any) -> list[QueryPart]:
     return query if isinstance(query, list) else [query]
 
 
-def _own_ids(context: Context, query: list[QueryPart]) -> frozenset[str]:
-    return frozenset(part.id for part in query if part.id is not None and context.input.get("exclude_self"))
+def _own_ids(context: Context[SearchParameters], query: list[QueryPart]) -> frozenset[str]:
+    return frozenset(part.id for part in query if part.id is not None and context.parameters.exclude_self)
 
 
-def _least(context: Context, query: list[QueryPart]) -> float:
+def _least(context: Context[SearchParameters], query: list[QueryPart]) -> float:
     """The least score of a hit. What counts as a match depends on what is asked with; a mixture takes the lower."""
-    least = context.input.get("min_score")
+    least = context.parameters.min_score
     if least is None:
         return -1.0
     if least != AUTO:
@@ -80,17 +80,20 @@ def _least(context: Context, query: list[QueryPart]) -> float:
 
 
 def _query_vectors(
-    context: Context, collection: Collection, queries: list[list[QueryPart]]
-) -> list[NDArray[np.float32] | ItemError]:
-    """Each query's unit-norm vector: the weighted sum of its parts' unit vectors, normalised."""
+    context: Context[SearchParameters], collection: Collection, queries: list[list[QueryPart]]
+) -> tuple[list[NDArray[np.float32] | ItemError], list[Read]]:
+    """Each query's unit-norm vector: the weighted sum of its parts' unit vectors, normalised; and how it was read."""
     parts = [part for query in queries for part in query]
-    vectors = iter(_part_vectors(context, collection, parts))
+    made = iter(_part_vectors(context, collection, parts))
     combined: list[NDArray[np.float32] | ItemError] = []
+    reads: list[Read] = []
     for query in queries:
-        own = [next(vectors) for _ in query]
-        error = next((vector for vector in own if isinstance(vector, ItemError)), None)
-        combined.append(error or _combine(query, [vector for vector in own if not isinstance(vector, ItemError)]))
-    return combined
+        own = [next(made) for _ in query]
+        error = next((vector for vector, _ in own if isinstance(vector, ItemError)), None)
+        combined.append(error or _combine(query, [vector for vector, _ in own if not isinstance(vector, ItemError)]))
+        # Of several parts that were cut, the longest.
+        reads.append(max((read for _, read in own), key=lambda read: read.get("tokens", 0)))
+    return combined, reads
 
 
 def _combine(query: list[QueryPart], vectors: list[NDArray[np.float32]]) -> NDArray[np.float32] | ItemError:
@@ -102,14 +105,17 @@ def _combine(query: list[QueryPart], vectors: list[NDArray[np.float32]]) -> NDAr
 
 
 def _part_vectors(
-    context: Context, collection: Collection, parts: list[QueryPart]
-) -> list[NDArray[np.float32] | ItemError]:
+    context: Context[SearchParameters], collection: Collection, parts: list[QueryPart]
+) -> list[tuple[NDArray[np.float32] | ItemError, Read]]:
     found: dict[int, NDArray[np.float32] | ItemError] = {}
+    reads: dict[int, Read] = {}
     to_embed = [at for at, part in enumerate(parts) if part.text is not None or part.image is not None]
     if to_embed:
         loaded = load_embedder(context)
         items = [Item(text=parts[at].text, image=parts[at].image) for at in to_embed]
-        found.update(zip(to_embed, embed(context, loaded, item_contents(context, items)), strict=True))
+        contents, read = measured(loaded, item_contents(context, items, queries=True), context.parameters.truncate)
+        found.update(zip(to_embed, embed(context, loaded, contents), strict=True))
+        reads.update(zip(to_embed, read, strict=True))
     wanted = [part.id for part in parts if part.id is not None]
     with context.runtime.db.read() as connection:
         stored = item_vectors(connection, collection.id, wanted) if wanted else {}
@@ -120,7 +126,7 @@ def _part_vectors(
             found[at] = vectors_from_bytes(raw, 1)[0] if raw is not None else missing
         elif part.vector is not None:
             found[at] = _given(part.vector, collection)
-    return [found[at] for at in range(len(parts))]
+    return [(found[at], reads.get(at, {})) for at in range(len(parts))]
 
 
 def _given(values: list[float], collection: Collection) -> NDArray[np.float32] | ItemError:

@@ -11,14 +11,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from threading import Event, Thread
 
 import redis
 from kombu import Queue
 from kombu.exceptions import OperationalError
 
-from revln.broker import connect_redis, make_celery
+from revln.broker import make_celery
+from revln.redis_clients import connect_redis
 from revln.settings import Settings
+from worker.loop import Loop
 
 __all__ = ["ECHO_TASK", "Canary", "echo_queue"]
 
@@ -34,35 +35,32 @@ def echo_queue(worker_id: str) -> Queue:
     return Queue(f"echo.{worker_id}", no_declare=True)
 
 
-class Canary:
-    """``full`` says whether every thread of the pool is taken: Celery then fetches nothing, and that is no deafness."""
+class Canary(Loop):
+    """Sends the messages, and judges by what arrives.
 
-    def __init__(self, settings: Settings, worker_id: str, full: Callable[[], bool]) -> None:
+    Args:
+        full: whether every thread of the pool is taken: Celery then fetches nothing, and that is no deafness.
+        on_deaf: is called once and should not return.
+    """
+
+    def __init__(
+        self, settings: Settings, worker_id: str, full: Callable[[], bool], on_deaf: Callable[[], object]
+    ) -> None:
+        super().__init__("canary", min(_MOST_PAUSE_S, settings.deaf_s / 4), self._judge)
         self._queue = echo_queue(worker_id)
         self._deaf_s = settings.deaf_s
-        self._pause_s = min(_MOST_PAUSE_S, settings.deaf_s / 4)
-        self._full = full
+        self._full, self._on_deaf = full, on_deaf
         self._app = make_celery(settings, publisher=True)
         self._app.conf.task_send_sent_event = False  # Flower shows what users sent
         self._redis = connect_redis(settings)
         self._well_at = time.monotonic()
-        self._stop = Event()
-        self._thread: Thread | None = None
 
-    def start(self, on_deaf: Callable[[], None]) -> None:
-        """``on_deaf`` is called once and should not return."""
-        self._well_at = time.monotonic()
-        self._thread = Thread(target=self._run, args=(on_deaf,), name="canary", daemon=True)
-        self._thread.start()
-
-    def hush(self) -> None:
-        """Judge no more; returns at once."""
-        self._stop.set()
+    def start(self) -> None:
+        self.heard()
+        super().start()
 
     def stop(self) -> None:
-        self.hush()
-        if self._thread is not None:
-            self._thread.join(timeout=5.0)
+        super().stop()
         self._redis.close()
         self._app.close()
 
@@ -89,14 +87,8 @@ class Canary:
             self.heard()
         return self.silent_s > self._deaf_s
 
-    def _run(self, on_deaf: Callable[[], None]) -> None:
-        while not self._stop.wait(self._pause_s):
-            try:
-                deaf = self.look()
-            except Exception:
-                log.exception("the canary failed")
-                continue
-            if deaf and not self._stop.is_set():
-                log.critical("this worker ends itself: it has not heard its own messages for %g s", self._deaf_s)
-                on_deaf()
-                return
+    def _judge(self) -> None:
+        if self.look() and not self.stopping.is_set():
+            self.halt()
+            log.critical("this worker ends itself: it has not heard its own messages for %g s", self._deaf_s)
+            self._on_deaf()

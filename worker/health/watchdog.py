@@ -18,9 +18,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from threading import Event, Lock, Thread, get_ident
+from threading import Lock, get_ident
 from types import FrameType
 from typing import Protocol
+
+from worker.loop import Loop
 
 __all__ = ["STDERR", "Waiting", "Watchdog", "Work"]
 
@@ -28,7 +30,7 @@ log = logging.getLogger(__name__)
 
 STDERR = 2  # Celery puts a proxy without a file descriptor in the place of sys.stderr
 _LOOK_S = 1.0
-_YOUNG_S = 1.0  # not looked at: the frame of a call keeps its tensors alive for as long as we hold it
+_YOUNG_S = 1.0  # the frame of a call keeps its tensors alive for as long as we hold it
 _LATE_S = 10.0  # past the moment at which the last who waited for it has given up
 STILL_S = 10.0  # how long a single call of a forward pass or of a preparation may take once nobody waits for it
 STILL_IN_SQL_S = 45.0  # a chunk's own thread may also stand in line for a lock of the database, for 30 s
@@ -52,16 +54,17 @@ class Work:
         waiting: Sequence[Waiting],
         in_line: Callable[[], Iterable[Waiting]] | None = None,
         still_s: float = STILL_S,
+        young_s: float = _YOUNG_S,
     ) -> None:
         self.what, self.waiting = what, waiting
-        self._in_line, self._still_s = in_line, still_s
+        self._in_line, self._still_s, self._young_s = in_line, still_s, young_s
         self._thread = get_ident()
         self._began_at = self._moved_at = time.monotonic()
         self._frame: FrameType | None = None
 
     def look(self, now: float, frame: FrameType | None) -> None:
         """See whether it has moved, and tell those who wait for it, or in line behind it."""
-        moved = now - self._began_at < _YOUNG_S
+        moved = now - self._began_at < self._young_s
         if not moved:
             moved = self._frame is not None and frame is not self._frame
             self._frame = frame
@@ -87,25 +90,23 @@ class Work:
         return self._thread
 
 
-class Watchdog:
-    """``stall_s``: how long anything may stand still, even if somebody would wait for it for longer."""
+class Watchdog(Loop):
+    """Looks every second.
 
-    def __init__(self, stall_s: float) -> None:
-        self._stall_s = stall_s
+    Args:
+        stall_s: how long anything may stand still, even if somebody would wait for it for longer.
+        young_s: how old work must be to be looked at.
+        on_hang: is called once, with what hangs, and should not return.
+    """
+
+    def __init__(self, stall_s: float, on_hang: Callable[[list[Work]], object], young_s: float = _YOUNG_S) -> None:
+        super().__init__("watchdog", _LOOK_S, self._judge)
+        self._stall_s, self._on_hang, self._young_s = stall_s, on_hang, young_s
         self._works: set[Work] = set()
         self._lock = Lock()
-        self._stop = Event()
-        self._thread: Thread | None = None
-
-    def start(self, on_hang: Callable[[list[Work]], None]) -> None:
-        """Look every second; ``on_hang`` is called once, with what hangs, and should not return."""
-        self._thread = Thread(target=self._run, args=(on_hang,), name="watchdog", daemon=True)
-        self._thread.start()
 
     def stop(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout=5.0)
+        super().stop()
         faulthandler.cancel_dump_traceback_later()
 
     @contextmanager
@@ -113,13 +114,13 @@ class Watchdog:
         self, what: str, waiting: Sequence[Waiting], in_line: Callable[[], Iterable[Waiting]] = lambda: ()
     ) -> Iterator[None]:
         """Of work whose moving is progress of those who wait for it, and of those in line behind it."""
-        with self._watched(Work(what, waiting, in_line)):
+        with self._watched(Work(what, waiting, in_line, young_s=self._young_s)):
             yield
 
     @contextmanager
     def chunk(self, what: str, waiting: Waiting) -> Iterator[None]:
         """Of a chunk's own thread, which mostly waits for others and so always moves."""
-        with self._watched(Work(what, [waiting], still_s=STILL_IN_SQL_S)):
+        with self._watched(Work(what, [waiting], still_s=STILL_IN_SQL_S, young_s=self._young_s)):
             yield
 
     @contextmanager
@@ -142,15 +143,9 @@ class Watchdog:
             work.look(now, frames.get(work.thread))
         return [work for work in works if work.hangs(now, self._stall_s)]
 
-    def _run(self, on_hang: Callable[[list[Work]], None]) -> None:
-        while not self._stop.wait(_LOOK_S):
-            try:
-                # Native code that hangs and keeps the interpreter's lock stops us, too: a thread of C ends the process.
-                faulthandler.dump_traceback_later(self._stall_s, exit=True, file=STDERR)
-                hanging = self.look()
-            except Exception:
-                log.exception("the watchdog could not look")
-                continue
-            if hanging:
-                on_hang(hanging)
-                return
+    def _judge(self) -> None:
+        # Native code that hangs and keeps the interpreter's lock stops us, too: a thread of C ends the process.
+        faulthandler.dump_traceback_later(self._stall_s, exit=True, file=STDERR)
+        if hanging := self.look():
+            self.halt()
+            self._on_hang(hanging)

@@ -12,7 +12,7 @@ from revln.access import Caller
 from revln.db.collections.collections import Collection
 from revln.db.collections.snapshots import long_tails
 from revln.db.engine import Database
-from revln.db.jobs.submit import NewChunk, NewJob, submit_job
+from revln.db.jobs.submit import Inline, NewChunk, NewJob, submit_job
 from revln.jobs.kinds import KINDS, Priority, queue_name
 from revln.settings import Settings
 
@@ -49,7 +49,7 @@ def ask_for_build(db: Database, settings: Settings, collection: Collection, why:
             max_attempts=kind.max_attempts,
             input=parameters,
             total=1,
-            chunks=[NewChunk(0, 1, items=[None])],
+            chunks=[NewChunk(0, 1, Inline([None]))],
             metadata={"tag": "index-build", "reason": why},
             tag="index-build",
             retention_s=settings.retention_s,

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import json
 import logging
-from threading import Event, Thread
 
 from redis.client import PubSub
-from redis.exceptions import RedisError
 
-from revln.broker import COLLECTIONS_CHANNEL, connect_redis
+from revln.broker import COLLECTIONS_CHANNEL
 from revln.db.collections.collections import get_collection
 from revln.db.collections.generations import shadows_of
 from revln.db.engine import Database
 from revln.errors import RevlnError
+from revln.redis_clients import connect_redis
 from revln.settings import Settings
 from worker.index.cache import IndexCache
+from worker.loop import Loop
 
 __all__ = ["Follower"]
 
@@ -30,37 +30,26 @@ _RECONNECT_S = 2.0
 _REST_S = 0.05  # a stream of small changes is read twenty times a second, not once for each
 
 
-class Follower:
-    """A thread that listens."""
+class Follower(Loop):
+    """Listens, and connects again when Redis was away."""
 
-    def __init__(self, settings: Settings, db: Database, indexes: IndexCache) -> None:
+    def __init__(
+        self, settings: Settings, db: Database, indexes: IndexCache, reconnect_s: float = _RECONNECT_S
+    ) -> None:
+        # Nobody waits for it at the end: it may be reading from Redis for seconds.
+        super().__init__("follower", reconnect_s, self._listen, first_s=0.0, patience_s=0.0)
         self._settings, self._db, self._indexes = settings, db, indexes
-        self._stop = Event()
-        self._thread = Thread(target=self._run, name="follower", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-
-    def _run(self) -> None:
-        away = False
-        while not self._stop.is_set():
-            client = connect_redis(self._settings)
-            try:
-                with client.pubsub() as heard:  # type: ignore[no-untyped-call]
-                    heard.subscribe(COLLECTIONS_CHANNEL)
-                    away = False
-                    while not self._stop.is_set():
-                        self._follow(heard)
-            except (RedisError, OSError) as err:
-                if not away:
-                    log.warning("not listening for changes of collections, searches look for themselves: %s", err)
-                away = True
-                self._stop.wait(_RECONNECT_S)
-            finally:
-                client.close()
+    def _listen(self) -> None:
+        """Follow until this stops or Redis is away; searches then look for themselves."""
+        client = connect_redis(self._settings)
+        try:
+            with client.pubsub() as heard:  # type: ignore[no-untyped-call]
+                heard.subscribe(COLLECTIONS_CHANNEL)
+                while not self.stopping.is_set():
+                    self._follow(heard)
+        finally:
+            client.close()
 
     def _follow(self, heard: PubSub) -> None:
         """Wait for a message, and catch up with all that were sent meanwhile."""
@@ -76,7 +65,7 @@ class Follower:
         for tenant, name in changed:
             self._catch_up(tenant, name)
         if changed:
-            self._stop.wait(_REST_S)
+            self.stopping.wait(_REST_S)
 
     def _catch_up(self, tenant: str, name: str) -> None:
         try:

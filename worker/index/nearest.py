@@ -43,7 +43,7 @@ class _Found:
 
 
 def nearest(
-    context: Context,
+    context: Context[Any],
     collection: Collection,
     wanted: Sequence[Wanted],
     k: int,
@@ -77,7 +77,11 @@ def nearest(
 
 
 def _search(
-    context: Context, collection: Collection, wanted: Sequence[Wanted], reach: int, filter_json: dict[str, Any] | None
+    context: Context[Any],
+    collection: Collection,
+    wanted: Sequence[Wanted],
+    reach: int,
+    filter_json: dict[str, Any] | None,
 ) -> tuple[list[list[tuple[int, float]]], int]:
     """(seq, cosine) hits of the whole index, or of what passes the filter."""
     index = context.runtime.indexes.caught_up(collection)
@@ -95,7 +99,7 @@ def _search(
     return found, index.seq
 
 
-def _rows_of(context: Context, collection: Collection, wanted: Sequence[Wanted]) -> dict[str, int | None]:
+def _rows_of(context: Context[Any], collection: Collection, wanted: Sequence[Wanted]) -> dict[str, int | None]:
     """The rows of the items that are no hits: of different queries, so each looks up its own in here."""
     ids = [item_id for one in wanted for item_id in one.without]
     if not ids:
@@ -109,7 +113,7 @@ def _kept(hits: list[tuple[int, float]], wanted: Wanted, hidden: dict[str, int |
     return [_Found(seq, score) for seq, score in hits if score >= wanted.min_score and seq not in without]
 
 
-def _folded(context: Context, collection: Collection, hits: list[_Found], dedup: float) -> list[_Found]:
+def _folded(context: Context[Any], collection: Collection, hits: list[_Found], dedup: float) -> list[_Found]:
     """Each hit that is as near as ``dedup`` to a better one joins the best such."""
     seqs = np.array(sorted(hit.seq for hit in hits), dtype=np.int64)
     with context.runtime.db.read() as connection:
@@ -130,7 +134,7 @@ def _folded(context: Context, collection: Collection, hits: list[_Found], dedup:
 
 
 def _shown(
-    context: Context, collection: Collection, pages: list[list[_Found]], wanted: Sequence[Wanted]
+    context: Context[Any], collection: Collection, pages: list[list[_Found]], wanted: Sequence[Wanted]
 ) -> list[list[dict[str, Any]] | ItemError]:
     """What is answered of each query; ItemInvalid for one whose hits are too much beside those before it."""
     seqs = list(dict.fromkeys(seq for hits in pages for hit in hits for seq in (hit.seq, *(hit.duplicates or ()))))

@@ -12,11 +12,12 @@ from typing import Any
 
 from PIL import Image
 
-from revln.errors import JobError, ModelUnavailable, OutOfMemory, RevlnError, Unavailable
+from revln.errors import ItemError, JobError, ModelUnavailable, OutOfMemory, RevlnError, Unavailable
 from revln.jobs.kinds import Priority
 from revln.models.base import CaptionRequest, Model, Operation
 from revln.models.device import ITEM_BYTES, resolve_dtype
 from revln.models.memory import give_back_freed_memory, host_memory_bytes, out_of_memory
+from revln.models.outputs import finished
 from revln.models.registry import ModelCatalog
 from revln.settings import Settings
 from worker.models.batcher import Batcher, Watch
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 # Of a device's memory, for weights: activations, indexes and other processes need the rest.
 _CPU_SHARE, _GPU_SHARE = 0.5, 0.8
 _WARM_UP_S = 300.0
+_TRIED = dict.fromkeys(Operation, "a grey square") | {Operation.EMBED_TEXT: "the text 'a picture'"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +117,13 @@ def _warm(model: Model, batcher: Batcher) -> None:
     for operation in model.info.operations:
         try:
             prepared = model.prepare(operation, examples[operation])
-            batcher.submit(operation, prepared, Priority.INTERACTIVE).result(timeout=_WARM_UP_S)
+            raw = batcher.submit(operation, prepared, Priority.INTERACTIVE).result(timeout=_WARM_UP_S)
+            if isinstance(result := finished(model, operation, raw), ItemError):
+                raise result
         except OutOfMemory as err:
             raise Unavailable(f"There was not enough memory to try model {model.info.name}.") from err
         except Exception as err:
-            raise JobError(f"Model {model.info.name} fails at {operation} on a grey square: {err}") from err
+            raise JobError(f"Model {model.info.name} fails at {operation} on {_TRIED[operation]}: {err}") from err
 
 
 def choose_device(settings: Settings) -> str:

@@ -23,7 +23,7 @@ from revln.settings import Settings
 from worker.models.loading import LoadedModel, Loader, release_memory
 from worker.models.slots import Slot, slot_row, victims
 
-__all__ = ["LoadedModel", "LoadedModels"]
+__all__ = ["LoadedModels"]
 
 log = logging.getLogger(__name__)
 

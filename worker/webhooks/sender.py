@@ -11,7 +11,7 @@ import logging
 import random
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from threading import Event, Semaphore, Thread
+from threading import Semaphore
 
 from revln.db.engine import Database
 from revln.db.webhooks.deliveries import Delivery, Outcome, claim_deliveries, record
@@ -21,22 +21,25 @@ from revln.fetch import Answer, UrlPoster, seconds_asked
 from revln.jobs.webhooks import TRIED_ONCE, DeliveryState, retry_delay_s
 from revln.settings import Settings
 from revln.timestamps import timestamp
+from worker.loop import Loop
 from worker.webhooks.receivers import Lanes
 
 __all__ = ["WebhookSender"]
 
 log = logging.getLogger(__name__)
 
-_LOOK_S = 1.0  # a receiver hears of a change within this; `nudge` makes it sooner in the worker that made the change
+_LOOK_S = 1.0  # a receiver hears of a change within this; `wake` makes it sooner in the worker that made the change
 _LEASE_MARGIN_S = 30.0  # over the time that a post may take, for a database that is slow to take the record
 _GONE = 410
 _OVERLOADED = frozenset({429, 502, 503, 504})
 
 
-class WebhookSender:
+class WebhookSender(Loop):
     """Posts due deliveries, ``settings.webhook_concurrency`` at once and of one receiver a few."""
 
     def __init__(self, settings: Settings, db: Database, poster: UrlPoster | None = None) -> None:
+        # Those under way are waited for: each has its deadline.
+        super().__init__("webhooks", _LOOK_S, self._look, jitter=0.25, patience_s=None)
         self._db = db
         self._lease_s = settings.webhook_timeout_s + _LEASE_MARGIN_S
         self._poster = poster or UrlPoster(settings.webhook_timeout_s, settings.webhook_private_addresses)
@@ -44,37 +47,15 @@ class WebhookSender:
         self._most = settings.webhook_concurrency
         self._free = Semaphore(self._most)
         self._pool = ThreadPoolExecutor(self._most, "webhook")
-        self._stop = Event()
-        self._due = Event()
-        self._thread = Thread(target=self._run, name="webhooks", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
 
     def stop(self) -> None:
         """Claim no more, and wait for what is under way: each has its deadline."""
-        self._stop.set()
-        self._due.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        super().stop()
         self._pool.shutdown()
 
-    def nudge(self) -> None:
-        """Say that there may be something due."""
-        self._due.set()
-
-    def _run(self) -> None:
-        # Jitter, so that the senders of many workers do not come all at once.
-        while not self._stop.is_set():
-            self._due.wait(_LOOK_S * random.uniform(0.75, 1.25))  # noqa: S311
-            self._due.clear()
-            try:
-                while not self._stop.is_set() and self.look():
-                    pass
-            except RevlnError as err:
-                log.warning("webhooks: %s", err)
-            except Exception as err:  # noqa: BLE001 - whatever it is, the rows are there and the next round comes
-                log.warning("webhooks: %s: %s", type(err).__name__, err)
+    def _look(self) -> None:
+        while not self.stopping.is_set() and self.look():
+            pass
 
     def look(self) -> int:
         """Claim what is due and there is room for, and have it posted; how many."""
@@ -116,7 +97,7 @@ class WebhookSender:
         finally:
             self._lanes.end(delivery.lane, overloaded=overloaded, asked_s=asked_s)
             self._free.release()
-            self.nudge()
+            self.wake()
 
     def _attempt(self, delivery: Delivery) -> tuple[Outcome, bool, float]:
         """Post once: what came of it, whether its receiver is to be spared for a while, and for how long it asked."""

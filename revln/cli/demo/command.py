@@ -191,10 +191,11 @@ class _Demo:
         cards = [
             Card(
                 picture=pictures[each],
-                captions=[(one["text"], one["log_prob"]) for one in item.get("captions") or []],
+                captions=[(one["text"], one.get("confidence")) for one in item.get("captions") or []],
                 evidence=[(one["text"], one["score"]) for one in item.get("evidence") or []],
                 neighbors=hits(found, but=each),
                 error=(item.get("error") or {}).get("detail", ""),
+                unsure=item.get("caption_note") or "",
             )
             for each, item, found in zip(ids, captioned["items"], near["results"], strict=True)
         ]

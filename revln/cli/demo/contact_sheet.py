@@ -39,10 +39,11 @@ class Card:
     """What is known of one picture."""
 
     picture: Picture
-    captions: list[tuple[str, float]]
+    captions: list[tuple[str, float | None]]  # with their confidence, where the model measures one
     evidence: list[tuple[str, float]]
     neighbors: Hits
     error: str = ""
+    unsure: str = ""  # why there is no caption
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +94,8 @@ def _card(card: Card) -> str:
     if card.error:
         captions = f'<p class="error">{escape(card.error)}</p>'
     else:
-        captions = "".join(
-            f'<li><span>{escape(text)}</span><data value="{log_prob:.4f}">{_signed(log_prob, 1)}</data></li>'
-            for text, log_prob in card.captions
-        )
-        captions = f'<ol class="captions">{captions}</ol>'
+        captions = "".join(f"<li><span>{escape(text)}</span>{_sureness(sure)}</li>" for text, sure in card.captions)
+        captions = f'<ol class="captions">{captions}</ol>' if captions else f"<p>{escape(card.unsure)}</p>"
     evidence = "".join(
         f'<li><span>{escape(text)}</span><data value="{score:.4f}">{_signed(score, 2)}</data></li>'
         for text, score in card.evidence
@@ -108,6 +106,10 @@ def _card(card: Card) -> str:
         f"<h3>{escape(card.picture.title)}</h3>"
         f"{captions}<h4>Evidence</h4>{evidence}<h4>Neighbours</h4>{_strip(card.neighbors)}</div></article>"
     )
+
+
+def _sureness(confidence: float | None) -> str:
+    return "" if confidence is None else f'<data value="{confidence:.4f}">{confidence:.0%}</data>'
 
 
 def _strip(hits: Hits) -> str:
@@ -255,18 +257,18 @@ and captioned as a job of a running service.</p>
 the cosine of their vectors.</p>
 $searches</section>
 <section><h2>Described</h2>
-<p class="lead">The best captions of a beam search, each with its log-probability; the evidence that the decoder was
-prompted with, retrieved from $sentences sentences; and the nearest other pictures.</p>
+<p class="lead">The best captions, each with how likely the model holds it to be right; the evidence that it read,
+retrieved from $sentences sentences; and the nearest other pictures.</p>
 <div class="cards">$cards</div></section>
 $matrix
 <section><h2>Jobs</h2>
 <p class="lead">What the service was asked to do, in this order.</p>
 <div class="scroll"><table class="jobs"><tr><th>id</th><th>kind</th><th>what</th><th>status</th><th>items</th>
 <th>seconds</th></tr>$jobs</table></div></section>
-<p class="note">A caption's number is the sum of the natural logarithms of its tokens' probabilities, the end
-included: nearer to zero is likelier. Longer sentences score lower, so captions are ranked by it divided by their
-length, and by how near they lie to the picture. Other numbers are cosines in [−1, 1]. The evidence is what the memory
-holds that is nearest to the picture, whether or not it is true of it.</p>
+<p class="note">A caption's number is its confidence, by which captions are ranked: computed of its probability and of
+how near it lies to the picture and to the evidence, and measured on pictures that the training held back. A caption may
+be a sentence of the evidence. Other numbers are cosines in [−1, 1]. The evidence is what the memory holds that is
+nearest to the picture, whether or not it is true of it.</p>
 </main>
 </html>
 """)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, insert, select
 
 from revln.access import Caller
 from revln.db import tables
 from revln.db.engine import db_now
+from revln.db.rows import columns_of, row_to
 
 __all__ = ["AuditEntry", "list_audit", "record"]
 
@@ -27,7 +28,7 @@ class AuditEntry:
 
 
 _MOST = 640  # characters that the column holds
-_COLUMNS = [tables.audit.c[field.name] for field in fields(AuditEntry)]
+_COLUMNS = columns_of(tables.audit, AuditEntry)
 
 
 def record(connection: Connection, by: Caller, action: str, what: str, tenant: str | None = None) -> None:
@@ -56,4 +57,4 @@ def list_audit(
         query = query.where(columns.id < before_id)
     if action is not None:
         query = query.where(columns.action == action)
-    return [AuditEntry(**row._mapping) for row in connection.execute(query)]
+    return [row_to(AuditEntry, row) for row in connection.execute(query)]

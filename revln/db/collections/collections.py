@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +20,7 @@ from revln.db.collections.filters import filter_clause
 from revln.db.engine import Database, db_now
 from revln.db.keyed import by_keys, in_index_order
 from revln.db.retention import retire_collections
+from revln.db.rows import columns_of, row_to
 from revln.errors import Conflict, NotFound
 from revln.jobs.filters import Filter
 
@@ -76,7 +77,7 @@ class Collection:
         return f"{made_by} of {self.dim} dimensions"
 
 
-_COLUMNS = [tables.collections.c[field.name] for field in fields(Collection)]
+_COLUMNS = columns_of(tables.collections, Collection)
 
 
 def create_collection(
@@ -123,7 +124,7 @@ def get_collection(connection: Connection, tenant: str, name: str) -> Collection
     row = connection.execute(select(*_COLUMNS).where(columns.tenant == tenant, columns.name == name)).one_or_none()
     if row is None:
         raise NotFound(f"There is no collection {name!r}. PUT /v1/collections/{name} makes one.")
-    return Collection(**row._mapping)
+    return row_to(Collection, row)
 
 
 def list_collections(connection: Connection, tenant: str) -> list[Collection]:
@@ -131,7 +132,7 @@ def list_collections(connection: Connection, tenant: str) -> list[Collection]:
     columns = tables.collections.c
     serving = (columns.tenant == tenant, columns.shadow_of.is_(None))
     rows = connection.execute(select(*_COLUMNS).where(*serving).order_by(columns.name))
-    return [Collection(**row._mapping) for row in rows]
+    return [row_to(Collection, row) for row in rows]
 
 
 def collection_ids(connection: Connection) -> set[str]:

@@ -13,7 +13,7 @@ can fall between the two. There is one former generation at most.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -29,6 +29,7 @@ from revln.db.engine import db_now
 from revln.db.jobs.read import OPEN, Job
 from revln.db.keyed import in_index_order
 from revln.db.retention import retire_collections
+from revln.db.rows import columns_of, row_to
 from revln.errors import CollectionMoved, Conflict, NotFound
 
 __all__ = [
@@ -47,7 +48,7 @@ __all__ = [
 ]
 
 _C = tables.collections.c
-_COLUMNS = [_C[field.name] for field in fields(Collection)]
+_COLUMNS = columns_of(tables.collections, Collection)
 
 
 class Role(StrEnum):
@@ -68,7 +69,7 @@ class Changes:
 
 def shadows_of(connection: Connection, collection_id: str) -> list[Collection]:
     rows = connection.execute(select(*_COLUMNS).where(_C.shadow_of == collection_id).order_by(_C.created_at))
-    return [Collection(**row._mapping) for row in rows]
+    return [row_to(Collection, row) for row in rows]
 
 
 def generation_for(connection: Connection, tenant: str, name: str, fingerprint: str | None) -> Collection:
@@ -111,7 +112,7 @@ def begin_generation(connection: Connection, collection_id: str, model: str, fin
             shadow_seq=0,
         )
     )
-    return Collection(**connection.execute(select(*_COLUMNS).where(_C.id == identity)).one()._mapping)
+    return row_to(Collection, connection.execute(select(*_COLUMNS).where(_C.id == identity)).one())
 
 
 def older_migration(connection: Connection, job: Job) -> tuple[str, str] | None:
@@ -141,7 +142,7 @@ def _lock_serving(connection: Connection, collection_id: str) -> Collection:
     row = connection.execute(select(*_COLUMNS).where(_C.id == collection_id).with_for_update()).one_or_none()
     if row is None:
         raise NotFound("The collection was deleted while the job ran.")
-    serving = Collection(**row._mapping)
+    serving = row_to(Collection, row)
     if serving.shadow_of is not None:
         raise CollectionMoved(f"Another migration took the place of {serving.holds}.")
     return serving
@@ -189,7 +190,7 @@ def lock_heads(connection: Connection, shadow: Collection) -> tuple[Collection, 
     row = connection.execute(select(*_COLUMNS).where(_C.id == shadow.id)).one_or_none()
     if row is None or row.shadow_of != serving.id:
         raise CollectionMoved("Another migration of this collection is at work.")
-    return serving, Collection(**row._mapping)
+    return serving, row_to(Collection, row)
 
 
 def missing_items(

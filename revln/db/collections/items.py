@@ -13,7 +13,7 @@ from revln.db.collections.log import LogEntry, append_log
 from revln.errors import NotFound
 from revln.jobs.filters import Filter
 
-__all__ = ["Deleted", "delete_matching", "live_rows"]
+__all__ = ["Deleted", "delete_matching"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,11 @@ class Deleted:
     seq: int | None
 
 
-def _live(collection_id: str, after_seq: int, up_to_seq: int, columns: list[Any]) -> Select[Any]:
+def _live(collection_id: str, after_seq: int, up_to_seq: int) -> Select[Any]:
     """Rows of the log that are an item's newest, in the log's order."""
     vectors, items = tables.vectors.c, tables.items.c
     return (
-        select(*columns)
+        select(vectors.seq, vectors.item_id)
         .join(
             tables.items,
             (items.collection_id == vectors.collection_id)
@@ -39,22 +39,6 @@ def _live(collection_id: str, after_seq: int, up_to_seq: int, columns: list[Any]
         .where(vectors.collection_id == collection_id, vectors.seq > after_seq, vectors.seq <= up_to_seq)
         .order_by(vectors.seq)
     )
-
-
-def live_rows(connection: Connection, collection_id: str, after_seq: int, up_to_seq: int) -> list[dict[str, Any]]:
-    """The live items of a stretch of the log, ``after_seq`` excluded, with all that the log says of them."""
-    vectors = tables.vectors.c
-    columns = [
-        vectors.seq,
-        vectors.item_id,
-        vectors.content_key,
-        vectors.vector,
-        vectors.text,
-        vectors.metadata,
-        vectors.image_sha256,
-    ]
-    rows = connection.execute(_live(collection_id, after_seq, up_to_seq, columns))
-    return [dict(row._mapping) for row in rows]
 
 
 def delete_matching(
@@ -70,7 +54,7 @@ def delete_matching(
     locked = select(collections.id).where(collections.id == collection_id).with_for_update()
     if connection.execute(locked).one_or_none() is None:
         raise NotFound("The collection was deleted while the job ran.")
-    query = _live(collection_id, after_seq, up_to_seq, [vectors.seq, vectors.item_id]).limit(limit)
+    query = _live(collection_id, after_seq, up_to_seq).limit(limit)
     rows = connection.execute(query.where(filter_clause(wanted, vectors.metadata, connection))).all()
     seqs = append_log(connection, collection_id, [LogEntry("delete", row.item_id) for row in rows])
     last = rows[-1].seq if len(rows) == limit else up_to_seq

@@ -18,6 +18,7 @@ from revln.db import tables
 from revln.db.access.audit import record
 from revln.db.collections.collections import Collection, get_collection
 from revln.db.engine import Database, db_now
+from revln.db.rows import columns_of, row_to
 from revln.errors import Conflict, LeaseLost, NotFound
 
 __all__ = [
@@ -72,11 +73,7 @@ class Snapshot(Made):
 
 
 _TABLE = tables.snapshots
-_COLUMNS = [_TABLE.c[field.name] for field in fields(Snapshot)]
-
-
-def _snapshot(row: Any) -> Snapshot:
-    return Snapshot(**{**row._mapping, "state": SnapshotState(row.state)})
+_COLUMNS = columns_of(_TABLE, Snapshot)
 
 
 def begin_build(db: Database, collection_id: str, owner: str, lease_s: float) -> str | None:
@@ -143,7 +140,7 @@ def publish(connection: Connection, collection_id: str, snapshot_id: str, made: 
         raise LeaseLost(_LOST.format(snapshot_id))
     _serve(connection, collection_id, snapshot_id)
     _prune(connection, collection_id, keep)
-    return _snapshot(row)
+    return row_to(Snapshot, row)
 
 
 def _prune(connection: Connection, collection_id: str, keep: int) -> None:
@@ -165,7 +162,7 @@ def current_snapshot(connection: Connection, collection_id: str) -> Snapshot | N
         .join(tables.collections, tables.collections.c.snapshot_id == _TABLE.c.id)
         .where(tables.collections.c.id == collection_id)
     ).one_or_none()
-    return None if row is None else _snapshot(row)
+    return None if row is None else row_to(Snapshot, row)
 
 
 def list_snapshots(connection: Connection, collection_id: str) -> list[Snapshot]:
@@ -175,7 +172,7 @@ def list_snapshots(connection: Connection, collection_id: str) -> list[Snapshot]
         .where(_TABLE.c.collection_id == collection_id, _TABLE.c.state != SnapshotState.BUILDING)
         .order_by(_TABLE.c.id.desc())
     )
-    return [_snapshot(row) for row in rows]
+    return [row_to(Snapshot, row) for row in rows]
 
 
 def roll_back(db: Database, collection_id: str, to: str | None, by: Caller) -> Snapshot:
@@ -201,7 +198,7 @@ def roll_back(db: Database, collection_id: str, to: str | None, by: Caller) -> S
         _serve(connection, collection_id, to)
         name = connection.scalar(select(tables.collections.c.name).where(tables.collections.c.id == collection_id))
         record(connection, by, "collection.rollback", f"{name} to {to}")
-        return _snapshot(row)
+        return row_to(Snapshot, row)
 
 
 def delete_snapshot(db: Database, collection_id: str, snapshot_id: str, by: Caller) -> None:

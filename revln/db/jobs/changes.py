@@ -1,93 +1,38 @@
-"""What happens to a job after it came in: its status settles, it is canceled, retried, deleted."""
+"""What somebody does to a job after it came in: cancel, retry, delete."""
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from typing import Any
-
-from sqlalchemy import Connection, and_, delete, func, insert, literal, or_, select, update
+from sqlalchemy import Connection, and_, delete, func, or_, select, update
 
 from revln.access import Caller
 from revln.db import tables
 from revln.db.access.audit import record
 from revln.db.engine import Database, db_now
-from revln.db.jobs.read import Job, earliest, get_job, lock_job
-from revln.db.jobs.result_rows import begin_report_again
+from revln.db.jobs.read import Job, lock_job
+from revln.db.jobs.reports import begin_report_again
+from revln.db.jobs.settle import settle_job
 from revln.db.jobs.turns import last_turn, queue_of, renumber
-from revln.db.jobs.usage import NO_QUOTAS, Quotas, Usage, check_quotas, check_total, lock_tenant, move_usage, usage_of
+from revln.db.jobs.usage import NO_QUOTAS, Quotas, Usage, check_quotas, check_total, lock_tenant
 from revln.db.retention import retire
-from revln.db.webhooks.outbox import forget, tell
+from revln.db.webhooks.outbox import forget
 from revln.errors import Conflict
-from revln.jobs.state import ChunkState, JobStatus, derive_status
+from revln.jobs.state import ChunkState, JobStatus, Tally
 
-__all__ = ["add_event", "cancel_job", "delete_job", "end_queued_chunks", "retry_job", "settle_job"]
+__all__ = ["cancel_job", "delete_job", "end_queued_chunks", "retry_job"]
 
 # Chunks of a job that is deleted within the request: 100 results of 64 vectors each are some 15 MB.
 _AT_ONCE = 100
 
 
-def add_event(connection: Connection, job_id: str, kind: str, data: dict[str, Any]) -> None:
-    """Append to a job's event log. The caller holds the job's row, so ids grow in the order of commits."""
-    connection.execute(
-        insert(tables.events).from_select(
-            ["job_id", "type", "data", "created_at"],
-            select(literal(job_id), literal(kind), literal(data, tables.events.c.data.type), db_now()),
-        )
-    )
-
-
-def settle_job(connection: Connection, job: Job, changes: dict[str, Any]) -> Job:
-    """Apply changes to a locked job, derive its status from its chunks, and log what a client would want to hear.
-
-    ``changes`` holds new values of columns, counters included (the row is locked, so they cannot move under us).
-    """
-    values = {**changes, "version": job.version + 1}
-    counted = Job(**{**{f.name: getattr(job, f.name) for f in fields(Job)}, **values})
-    status = derive_status(counted.tally)
-    values["status"] = status
-    if status is JobStatus.RUNNING and job.started_at is None:
-        now = connection.scalar(select(db_now()))
-        assert now is not None
-        to_end_s = None if job.deadline_s is None else job.created_at + job.deadline_s - now
-        values |= {"started_at": now, "deadline_at": earliest(now, to_end_s, job.active_deadline_s)}
-    if status.done:
-        values["finished_at"] = db_now()
-        values["expires_at"] = db_now() + job.retention_s
-        if status is JobStatus.FAILED and values.get("error") is None:
-            values["error"] = job.error or {
-                "code": "all_items_failed",
-                "detail": f"None of the {job.total} items could be done; each carries its own error in the result.",
-                "retryable": False,
-            }
-    connection.execute(update(tables.jobs).where(tables.jobs.c.id == job.id).values(**values))
-    move_usage(connection, job.tenant, job.key_id, usage_of(replace(counted, status=status)) - usage_of(job))
-    settled = get_job(connection, job.id)
-    event: str
-    if status is not job.status:
-        event = "started" if status is JobStatus.RUNNING else status
-    elif (counted.succeeded, counted.failed) != (job.succeeded, job.failed):
-        event = "progress"
-    else:
-        return settled
-    add_event(connection, job.id, f"job.{event}", _counts(counted))
-    tell(connection, settled, f"job.{event}")
-    return settled
-
-
-def _counts(job: Job) -> dict[str, int]:
-    return {"total": job.total, "succeeded": job.succeeded, "failed": job.failed}
-
-
-def end_queued_chunks(connection: Connection, job: Job, end: ChunkState) -> dict[str, int]:
-    """Cancel or expire every chunk of a locked job that nobody runs; the changed counters."""
+def end_queued_chunks(connection: Connection, job: Job, end: ChunkState) -> Tally:
+    """Cancel or expire every chunk of a locked job that nobody runs. Return the job's new tally."""
     columns = tables.chunks.c
     ended = connection.execute(
         update(tables.chunks)
         .where(columns.job_id == job.id, columns.state == ChunkState.QUEUED)
         .values(state=end, finished_at=db_now())
     ).rowcount
-    name = f"chunks_{end}"
-    return {"chunks_queued": job.chunks_queued - ended, name: getattr(job, name) + ended}
+    return job.tally.move(ChunkState.QUEUED, end, ended)
 
 
 def cancel_job(db: Database, job_id: str, by: Caller) -> Job:
@@ -101,10 +46,9 @@ def cancel_job(db: Database, job_id: str, by: Caller) -> Job:
             return job
         if job.status.done:
             raise Conflict(f"Job {job_id} has already {job.status}; only an open job can be canceled.")
-        changes: dict[str, Any] = dict(end_queued_chunks(connection, job, ChunkState.CANCELED))
-        changes["cancel_requested_at"] = db_now()
+        tally = end_queued_chunks(connection, job, ChunkState.CANCELED)
         record(connection, by, "job.cancel", job_id)
-        return settle_job(connection, job, changes)
+        return settle_job(connection, job, tally, cancel_requested_at=db_now())
 
 
 def retry_job(db: Database, job_id: str, attempts: int, by: Caller, quotas: Quotas = NO_QUOTAS) -> Job:
@@ -128,8 +72,7 @@ def retry_job(db: Database, job_id: str, attempts: int, by: Caller, quotas: Quot
         if not rows:
             raise Conflict(f"Nothing of job {job_id} failed; there is nothing to retry.")
         record(connection, by, "job.retry", job_id)
-        reset = begin_report_again(connection, job)
-        job = replace(job, **reset)
+        job = begin_report_again(connection, job)
         queue = queue_of(connection, job_id, 0)
         assert queue is not None
         turn = last_turn(connection, job.tenant, queue)
@@ -151,18 +94,19 @@ def retry_job(db: Database, job_id: str, attempts: int, by: Caller, quotas: Quot
         )
         # New turns: with their old ones, a job of a million items would now go before everybody else's.
         renumber(connection, job_id, turn)
-        changes: dict[str, Any] = {
-            **reset,
-            **{f"chunks_{state}": getattr(job, f"chunks_{state}") - count for state, count, _ in rows},
-        }
-        changes["chunks_queued"] = job.chunks_queued + sum(count for _, count, _ in rows)
-        changes["failed"] = job.failed - sum(int(failed or 0) for _, _, failed in rows)
-        changes.update(error=None, finished_at=None, expires_at=None, cancel_requested_at=None)
-        changes.update(deadline_at=None, deadline_s=None, active_deadline_s=None)
-        more = Usage(job.total - job.succeeded - changes["failed"], job.size_bytes)
+        tally = job.tally
+        for state, count, failed in rows:
+            tally = tally.move(ChunkState(state), ChunkState.QUEUED, count).count(failed=-int(failed or 0))
+        more = Usage(job.total - job.succeeded - tally.items_failed, job.size_bytes)
         check_quotas(connection, job.tenant, job.key_id, more, quotas)
         check_total(connection, more, quotas)
-        return settle_job(connection, job, changes)
+        return settle_job(connection, job, tally, total=job.total, **dict.fromkeys(_FORGOTTEN))
+
+
+# Columns of a job that say how and when it ended, or was to end: a retry begins without them.
+_FORGOTTEN = (
+    "error", "finished_at", "expires_at", "cancel_requested_at", "deadline_at", "deadline_s", "active_deadline_s",
+)  # fmt: skip
 
 
 def delete_job(db: Database, job_id: str, by: Caller) -> None:

@@ -14,9 +14,11 @@ from sqlalchemy import Connection, and_, select, true, update
 
 from revln.db import tables
 from revln.db.engine import Database, db_now
-from revln.db.jobs.changes import add_event, settle_job
 from revln.db.jobs.read import Job, lock_job
-from revln.db.jobs.result_rows import write_report, write_result
+from revln.db.jobs.reports import write_report
+from revln.db.jobs.results import write_result
+from revln.db.jobs.settle import add_event, settle_job
+from revln.db.jobs.submit import Inline, Range
 from revln.errors import DeadlineExceeded, LeaseLost, NotFound
 from revln.jobs.state import ChunkState
 
@@ -31,7 +33,6 @@ __all__ = [
     "hold_chunk",
     "is_chunk",
     "lock_for",
-    "moved",
     "release_chunk",
     "set_back",
     "way_back",
@@ -49,9 +50,7 @@ class Claim:
     crash_count: int
     first_index: int
     n_items: int
-    items: list[Any] | None
-    source_offset: int | None
-    source_length: int | None
+    source: Inline | Range
     failed: int  # items whose errors, in ``previous``, are final
     previous: list[dict[str, Any]] | None  # what an earlier run left, if this is a retry
     previous_vectors: bytes | None
@@ -117,12 +116,6 @@ def set_back(state: ChunkState, error: dict[str, Any] | None, delay_s: float) ->
     }
 
 
-def moved(job: Job, state: ChunkState, was: ChunkState = ChunkState.RUNNING) -> dict[str, Any]:
-    """The job's counters when one chunk changes its state."""
-    there, here = f"chunks_{state}", f"chunks_{was}"
-    return {here: getattr(job, here) - 1, there: getattr(job, there) + 1}
-
-
 def _held(claim: Claim) -> Any:
     return held_by(*claim.key, claim.attempt)
 
@@ -161,13 +154,18 @@ def claim_chunk(
                 worker=worker,
                 started_at=db_now(),
             )
-            .returning(*(columns[name] for name in _CLAIMED), columns.started_at, columns.published_at)
+            .returning(
+                columns["items"],
+                columns.source_offset,
+                columns.source_length,
+                columns.started_at,
+                columns.published_at,
+                *(columns[name] for name in _CLAIMED),
+            )
         ).one_or_none()
         if row is None:
             return None
-        values = dict(row._mapping)
-        now = values.pop("started_at")
-        if values.pop("published_at") is None and rung_by is not None:
+        if row.published_at is None and rung_by is not None:
             connection.execute(
                 update(tables.chunks)
                 .where(is_chunk(*rung_by), columns.state == ChunkState.QUEUED)
@@ -178,28 +176,19 @@ def claim_chunk(
                 tables.results.c.job_id == job_id, tables.results.c.number == number
             )
         ).one_or_none()
-        job = settle_job(connection, job, moved(job, ChunkState.RUNNING, was=ChunkState.QUEUED))
+        job = settle_job(connection, job, job.tally.move(ChunkState.QUEUED, ChunkState.RUNNING))
         return Claim(
             job=job,
             number=number,
             previous=earlier[0] if earlier else None,
             previous_vectors=earlier[1] if earlier else None,
-            deadline_in_s=job.deadline_at - now if job.deadline_at is not None else None,
-            **values,
+            deadline_in_s=job.deadline_at - row.started_at if job.deadline_at is not None else None,
+            source=Range(row.source_offset, row.source_length) if row[0] is None else Inline(row[0]),
+            **{name: row._mapping[name] for name in _CLAIMED},
         )
 
 
-_CLAIMED = (
-    "attempt",
-    "max_attempts",
-    "crash_count",
-    "failed",
-    "first_index",
-    "n_items",
-    "items",
-    "source_offset",
-    "source_length",
-)
+_CLAIMED = ("attempt", "max_attempts", "crash_count", "failed", "first_index", "n_items")
 
 
 def heartbeat(db: Database, claims: Sequence[Claim], lease_s: float) -> list[bool]:
@@ -251,17 +240,13 @@ def finish_chunk(
         connection.execute(
             update(tables.chunks).where(is_chunk(*claim.key)).values(succeeded=succeeded, failed=failed, error=None)
         )
-        changes = {
-            **moved(job, ChunkState.SUCCEEDED),
-            "succeeded": job.succeeded + succeeded - before.succeeded,
-            "failed": job.failed + failed - before.failed,
-        }
+        tally = job.tally.move(ChunkState.RUNNING, ChunkState.SUCCEEDED)
+        tally = tally.count(succeeded - before.succeeded, failed - before.failed)
         if result.open_ended:
-            changes["chunks_succeeded"] += write_report(connection, claim.key, claim.attempt, result.items)
-            changes["total"] = len(result.items)
-        else:
-            _write_result(connection, claim, result)
-        return settle_job(connection, job, changes)
+            added = write_report(connection, claim.key, claim.attempt, result.items)
+            return settle_job(connection, job, tally.add(ChunkState.SUCCEEDED, added), total=len(result.items))
+        _write_result(connection, claim, result)
+        return settle_job(connection, job, tally)
 
 
 def _finish_in_part(
@@ -280,11 +265,8 @@ def _finish_in_part(
         .values(**set_back(state, errors[0], retry_in_s), succeeded=succeeded, failed=final.failed)
     )
     _tell_retry(connection, claim, errors[0], retry_in_s, items=len(errors))
-    changes = {
-        "succeeded": job.succeeded + succeeded - before.succeeded,
-        "failed": job.failed + final.failed - before.failed,
-    }
-    return settle_job(connection, job, {**moved(job, state), **changes})
+    tally = job.tally.move(ChunkState.RUNNING, state)
+    return settle_job(connection, job, tally.count(succeeded - before.succeeded, final.failed - before.failed))
 
 
 def _tell_retry(connection: Connection, claim: Claim, error: dict[str, Any], delay_s: float, **more: Any) -> None:
@@ -312,24 +294,18 @@ def release_chunk(db: Database, claim: Claim, error: dict[str, Any] | None, dela
         )
         if error is not None:
             _tell_retry(connection, claim, error, delay_s)
-        return settle_job(connection, job, moved(job, state))
+        return settle_job(connection, job, job.tally.move(ChunkState.RUNNING, state))
 
 
-def end_chunk(db: Database, claim: Claim, end: ChunkState, result: ChunkResult | None = None) -> Job:
-    """Cancel or expire a running chunk; what it had done stays readable."""
+def end_chunk(db: Database, claim: Claim, end: ChunkState) -> Job:
+    """Cancel or expire a running chunk. What an earlier run of it did stays readable."""
     assert end in (ChunkState.CANCELED, ChunkState.EXPIRED)
     with db.write() as connection:
         job = lock_for(connection, claim)
-        before = _fence(connection, claim, {"state": end, "lease_until": None, "finished_at": db_now()})
-        changes = moved(job, end)
-        if end is ChunkState.EXPIRED:
-            changes["error"] = DeadlineExceeded().as_dict()
-        if result is not None:
-            done = [item for item in result.items if item.get("error") is None]
-            _write_result(connection, claim, result)
-            connection.execute(update(tables.chunks).where(is_chunk(*claim.key)).values(succeeded=len(done)))
-            changes["succeeded"] = job.succeeded + len(done) - before.succeeded
-        return settle_job(connection, job, changes)
+        _fence(connection, claim, {"state": end, "lease_until": None, "finished_at": db_now()})
+        tally = job.tally.move(ChunkState.RUNNING, end)
+        error = {"error": DeadlineExceeded().as_dict()} if end is ChunkState.EXPIRED else {}
+        return settle_job(connection, job, tally, **error)
 
 
 def lock_for(connection: Connection, claim: Claim) -> Job:

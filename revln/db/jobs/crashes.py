@@ -10,10 +10,10 @@ from sqlalchemy import Connection, update
 
 from revln.db import tables
 from revln.db.engine import Database
-from revln.db.jobs.changes import add_event, settle_job
-from revln.db.jobs.chunks import Claim, held_by, is_chunk, lock_for, moved, set_back, way_back
+from revln.db.jobs.chunks import Claim, held_by, is_chunk, lock_for, set_back, way_back
 from revln.db.jobs.dead_letters import bury_locked
 from revln.db.jobs.read import Job
+from revln.db.jobs.settle import add_event, settle_job
 from revln.errors import LeaseLost, RevlnError, WorkerLost
 from revln.jobs.state import ChunkState
 
@@ -49,4 +49,4 @@ def charge_locked(
         return bury_locked(connection, job, number, attempt, ChunkState.RUNNING, error)
     back = set_back(state, why.as_dict(), 0.0)
     connection.execute(update(tables.chunks).where(is_chunk(job.id, number)).values(**back))
-    return settle_job(connection, job, moved(job, state))
+    return settle_job(connection, job, job.tally.move(ChunkState.RUNNING, state))

@@ -8,10 +8,10 @@ from sqlalchemy import Connection, and_, select, update
 
 from revln.db import tables
 from revln.db.engine import Database, db_now
-from revln.db.jobs.changes import add_event, settle_job
-from revln.db.jobs.chunks import Claim, held_by, is_chunk, lock_for, moved
+from revln.db.jobs.chunks import Claim, held_by, is_chunk, lock_for
 from revln.db.jobs.read import Job
-from revln.db.jobs.result_rows import write_result
+from revln.db.jobs.results import write_result
+from revln.db.jobs.settle import add_event, settle_job
 from revln.errors import LeaseLost
 from revln.jobs.state import ChunkState
 
@@ -55,15 +55,8 @@ def bury_locked(
         raise LeaseLost(f"Chunk {number} of job {job.id} is no longer at attempt {attempt}.")
     add_event(connection, job.id, "chunk.dead", {"chunk": number, "error": error})
     _write_errors(connection, job.id, number, attempt, row, error, final)
-    return settle_job(
-        connection,
-        job,
-        {
-            **moved(job, ChunkState.DEAD, was),
-            "failed": job.failed + row.failed - final,
-            "error": error,
-        },
-    )
+    tally = job.tally.move(was, ChunkState.DEAD).count(failed=row.failed - final)
+    return settle_job(connection, job, tally, error=error)
 
 
 def _write_errors(

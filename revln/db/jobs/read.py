@@ -1,4 +1,4 @@
-"""Jobs as they are read: one, many, counted.
+"""A job as it is read.
 
 Lock order, everywhere: the job's row, then its chunks, then a collection's row. Two transactions that took them in
 different orders would wait for each other for ever.
@@ -7,13 +7,13 @@ different orders would wait for each other for ever.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, or_, select
+from sqlalchemy import Connection, Select, select
 
 from revln.db import tables
-from revln.db.engine import db_now
+from revln.db.rows import columns_of, row_to
 from revln.errors import NotFound
 from revln.jobs.state import ChunkState, JobStatus, Tally
 
@@ -21,20 +21,13 @@ __all__ = [
     "JOB_COLUMNS",
     "OPEN",
     "Job",
-    "JobFilter",
     "cancel_requested",
-    "count_by_status",
-    "drain_rate",
+    "counters",
     "earliest",
     "events_after",
     "get_job",
-    "job_from_row",
-    "list_jobs",
     "lock_job",
-    "queue_position",
 ]
-
-_DRAIN_WINDOW_S = 60.0
 
 OPEN = tables.jobs.c.status.in_([JobStatus.QUEUED, JobStatus.RUNNING])
 
@@ -80,15 +73,17 @@ class Job:
 
     @property
     def tally(self) -> Tally:
-        return Tally(
-            queued=self.chunks_queued,
-            running=self.chunks_running,
-            succeeded=self.chunks_succeeded,
-            dead=self.chunks_dead,
-            canceled=self.chunks_canceled,
-            expired=self.chunks_expired,
-            items_succeeded=self.succeeded,
-        )
+        return Tally(**{name: getattr(self, column) for column, name in _COUNTERS.items()})
+
+
+_COUNTERS = {f"chunks_{state}": state.value for state in ChunkState} | {
+    "succeeded": "items_succeeded", "failed": "items_failed"
+}  # fmt: skip
+
+
+def counters(tally: Tally) -> dict[str, int]:
+    """Return the columns of a job that say what its tally does."""
+    return {column: getattr(tally, name) for column, name in _COUNTERS.items()}
 
 
 def earliest(start: float, *after_s: float | None) -> float | None:
@@ -96,12 +91,7 @@ def earliest(start: float, *after_s: float | None) -> float | None:
     return min((start + one for one in after_s if one is not None), default=None)
 
 
-JOB_COLUMNS = [tables.jobs.c[field.name] for field in fields(Job)]
-
-
-def job_from_row(row: Any) -> Job:
-    values = dict(row._mapping)
-    return Job(**{**values, "status": JobStatus(values["status"])})
+JOB_COLUMNS = columns_of(tables.jobs, Job)
 
 
 def get_job(connection: Connection, job_id: str, tenant: str | None = None) -> Job:
@@ -121,71 +111,7 @@ def _one(connection: Connection, query: Select[Any], job_id: str, tenant: str | 
     row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFound(f"There is no job {job_id!r}.")
-    return job_from_row(row)
-
-
-@dataclass(frozen=True, slots=True)
-class JobFilter:
-    status: str | None = None
-    kind: str | None = None
-    collection: str | None = None
-    tag: str | None = None
-    dead: bool = False
-    created_after: float | None = None
-
-
-def list_jobs(
-    connection: Connection, tenant: str, wanted: JobFilter, limit: int, before: tuple[float, str] | None = None
-) -> list[Job]:
-    """A tenant's, newest first; ``before`` is the (created_at, id) of the last job of the page before."""
-    columns = tables.jobs.c
-    conditions: list[ColumnElement[bool]] = [columns.tenant == tenant]
-    conditions += [
-        columns[name] == value
-        for name in ("status", "kind", "collection", "tag")
-        if (value := getattr(wanted, name)) is not None
-    ]
-    conditions.append(columns.deleted_at.is_(None))
-    if wanted.dead:
-        conditions.append(columns.chunks_dead > 0)
-    if wanted.created_after is not None:
-        conditions.append(columns.created_at > wanted.created_after)
-    if before is not None:
-        created_at, job_id = before
-        conditions.append(
-            or_(columns.created_at < created_at, and_(columns.created_at == created_at, columns.id < job_id))
-        )
-    query = select(*JOB_COLUMNS).where(*conditions).order_by(columns.created_at.desc(), columns.id.desc()).limit(limit)
-    return [job_from_row(row) for row in connection.execute(query)]
-
-
-def queue_position(connection: Connection, job: Job) -> int | None:
-    """How many jobs of the same queue are ahead, or None once it has started."""
-    if job.status is not JobStatus.QUEUED:
-        return None
-    columns = tables.jobs.c
-    ahead = select(func.count()).where(
-        OPEN,
-        columns.kind == job.kind,
-        columns.priority == job.priority,
-        columns.created_at < job.created_at,
-    )
-    return connection.scalar(ahead)
-
-
-def count_by_status(connection: Connection) -> list[tuple[str, str, int, int]]:
-    """(kind, status, jobs, items not yet done) for each kind and status there is."""
-    columns = tables.jobs.c
-    open_items = case(
-        (OPEN, columns.total - columns.succeeded - columns.failed),
-        else_=0,
-    )
-    query = (
-        select(columns.kind, columns.status, func.count(), func.sum(open_items))
-        .where(columns.deleted_at.is_(None))
-        .group_by(columns.kind, columns.status)
-    )
-    return [(kind, status, int(count), int(waiting)) for kind, status, count, waiting in connection.execute(query)]
+    return row_to(Job, row)
 
 
 def cancel_requested(connection: Connection, job_ids: Collection[str]) -> set[str]:
@@ -195,17 +121,6 @@ def cancel_requested(connection: Connection, job_ids: Collection[str]) -> set[st
         select(columns.id, columns.cancel_requested_at).where(columns.id.in_(list(job_ids)))
     ).all()
     return set(job_ids) - {row.id for row in rows if row.cancel_requested_at is None}
-
-
-def drain_rate(connection: Connection, tenant: str | None = None) -> float:
-    """Items finished per second over the last minute, a tenant's or all."""
-    columns = tables.chunks.c
-    query = select(func.coalesce(func.sum(columns.n_items), 0)).where(
-        columns.finished_at > db_now() - _DRAIN_WINDOW_S, columns.state.in_([ChunkState.SUCCEEDED, ChunkState.DEAD])
-    )
-    if tenant is not None:
-        query = query.where(columns.tenant == tenant)
-    return float(connection.scalar(query) or 0) / _DRAIN_WINDOW_S
 
 
 def events_after(connection: Connection, job_id: str, after: int, limit: int = 500) -> list[dict[str, Any]]:

@@ -1,22 +1,47 @@
-"""Results, read a page at a time, also while the job runs."""
+"""Results: written a chunk at a time, read a page at a time, also while the job runs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Text, select
+from sqlalchemy import Connection, Text, delete, insert, select
 
 from revln.db import tables
 from revln.errors import FieldError, ValidationFailed
 
-__all__ = ["PAGE_BYTES", "result_items", "vectors_by_index", "vectors_from_bytes", "vectors_to_bytes"]
+__all__ = ["PAGE_BYTES", "result_items", "vectors_by_index", "vectors_from_bytes", "vectors_to_bytes", "write_result"]
 
 PAGE_BYTES = 128 * 2**20  # of a result as JSON: 10,000 items of 650 numbers, or of 13 kB of hits or evidence
 _TEXT_OF_VECTOR = 5  # -0.012246512807905674 for four bytes
+
+
+def write_result(
+    connection: Connection,
+    key: tuple[str, int],
+    attempt: int,
+    span: tuple[int, int],
+    items: Sequence[dict[str, Any]],
+    vectors: bytes | None = None,
+) -> None:
+    """Put a chunk's result in the place of an earlier one. ``span``: its first index, and for how many it stands."""
+    job_id, number = key
+    columns = tables.results.c
+    connection.execute(delete(tables.results).where(columns.job_id == job_id, columns.number == number))
+    connection.execute(
+        insert(tables.results).values(
+            job_id=job_id,
+            number=number,
+            attempt=attempt,
+            first_index=span[0],
+            n_items=span[1],  # a canceled chunk has fewer results
+            items=list(items),
+            vectors=vectors,
+        )
+    )
 
 
 def result_items(
@@ -49,7 +74,7 @@ def result_items(
                 if cut:
                     break
                 raise _too_large(limit, len(page))
-            items = json.loads(text)
+            items = json.loads(text, parse_constant=lambda _: None)  # NaN, as it was once stored, is no JSON
             vectors = vectors_by_index(items, raw)
             page += [(item, vectors.get(item["index"])) for item in items if offset <= item["index"] < offset + limit]
     return page

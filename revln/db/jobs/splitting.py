@@ -9,12 +9,11 @@ from sqlalchemy import delete, func, insert, select, update
 
 from revln.db import tables
 from revln.db.engine import Database, db_now
-from revln.db.jobs.changes import add_event, settle_job
 from revln.db.jobs.chunks import Claim, held_by, is_chunk, lock_for
 from revln.db.jobs.read import Job
-from revln.db.jobs.result_rows import write_result
-from revln.db.jobs.results import vectors_by_index, vectors_to_bytes
-from revln.db.jobs.submit import NewChunk
+from revln.db.jobs.results import vectors_by_index, vectors_to_bytes, write_result
+from revln.db.jobs.settle import add_event, settle_job
+from revln.db.jobs.submit import NewChunk, source_columns
 from revln.errors import LeaseLost
 from revln.jobs.state import ChunkState
 
@@ -50,12 +49,8 @@ def split_chunk(db: Database, claim: Claim, parts: Sequence[NewChunk]) -> Job:
                 span = part.first_index, 1
                 write_result(connection, (job.id, number), claim.attempt, span, [item], vector)
         add_event(connection, job.id, "chunk.split", {"chunk": claim.number, "into": len(parts)})
-        changes = {
-            "chunks_running": job.chunks_running - 1,
-            "chunks_queued": job.chunks_queued + len(parts) - len(done),
-            "chunks_succeeded": job.chunks_succeeded + len(done),
-        }
-        return settle_job(connection, job, changes)
+        parted = job.tally.add(ChunkState.RUNNING, -1).add(ChunkState.QUEUED, len(parts) - len(done))
+        return settle_job(connection, job, parted.add(ChunkState.SUCCEEDED, len(done)))
 
 
 def _result_of(claim: Claim) -> tuple[Any, Any]:
@@ -86,9 +81,7 @@ def _values(
         "run_at": db_now(),
         "first_index": part.first_index,
         "n_items": 1,
-        "items": part.items,
-        "source_offset": part.source_offset,
-        "source_length": part.source_length,
+        **source_columns(part.source),
         "succeeded": int(done is not None and not failed),
         "failed": int(failed),
         "finished_at": None if done is None else db_now(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any
 
@@ -14,15 +14,16 @@ from revln.access import Caller
 from revln.db import bulk, tables
 from revln.db.access.audit import record
 from revln.db.engine import Database, db_now
-from revln.db.jobs.changes import add_event
-from revln.db.jobs.read import JOB_COLUMNS, Job, earliest, get_job, job_from_row
+from revln.db.jobs.read import JOB_COLUMNS, Job, earliest, get_job
+from revln.db.jobs.settle import add_event
 from revln.db.jobs.turns import last_turn
 from revln.db.jobs.usage import NO_QUOTAS, Quotas, Usage, charge, check_quotas, check_total, lock_tenant
+from revln.db.rows import row_to
 from revln.db.uploads.uploads import hold_uploads
 from revln.errors import IdempotencyMismatch, NotFound
 from revln.jobs.state import ChunkState, JobStatus
 
-__all__ = ["NewChunk", "NewJob", "find_by_key", "submit_job"]
+__all__ = ["Inline", "NewChunk", "NewJob", "Range", "find_by_key", "source_columns", "submit_job"]
 
 _INSERT_BATCH = 1_000
 _CHUNK_COLUMNS = (
@@ -32,18 +33,34 @@ _CHUNK_COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
+class Inline:
+    """Items that came in the body."""
+
+    items: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Lines of the job's manifest, by where their bytes are."""
+
+    offset: int
+    length: int
+
+
+def source_columns(source: Inline | Range) -> dict[str, Any]:
+    """Return the columns of a chunk that say where its items are."""
+    if isinstance(source, Inline):
+        return {"items": source.items, "source_offset": None, "source_length": None}
+    return {"items": None, "source_offset": source.offset, "source_length": source.length}
+
+
+@dataclass(frozen=True, slots=True)
 class NewChunk:
-    """A slice of a job's items: inline, or a byte range of its manifest."""
+    """A slice of a job's items."""
 
     first_index: int
     n_items: int
-    items: list[Any] | None = None
-    source_offset: int | None = None
-    source_length: int | None = None
-
-    @property
-    def source_end(self) -> int:
-        return (self.source_offset or 0) + (self.source_length or 0)
+    source: Inline | Range
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +129,7 @@ def find_by_key(connection: Connection, tenant: str, key: str | None, request_sh
     ).one_or_none()
     if row is None:
         return None
-    job = job_from_row(row)
+    job = row_to(Job, row)
     if job.request_sha256 != request_sha256:
         raise IdempotencyMismatch(
             f"Idempotency-Key {key!r} already made job {job.id} from another body. Use a new key for a new job."
@@ -130,28 +147,12 @@ def _insert(connection: Connection, new: NewJob) -> Job:
     assert now is not None
     connection.execute(
         insert(tables.jobs).values(
-            id=new.id,
+            **{field.name: getattr(new, field.name) for field in fields(new) if field.name in tables.jobs.c},
             tenant=tenant,
             key_id=key_id,
-            kind=new.kind,
             status=JobStatus.QUEUED,
-            priority=new.priority,
-            model=new.model,
-            model_fingerprint=new.model_fingerprint,
-            collection=new.collection,
-            tag=new.tag,
-            input=new.input,
-            metadata=new.metadata,
-            webhook=new.webhook,
-            total=new.total,
-            idempotency_key=new.idempotency_key,
-            request_sha256=new.request_sha256,
             created_at=now,
             deadline_at=earliest(now, new.deadline_s, new.starting_deadline_s),
-            deadline_s=new.deadline_s,
-            active_deadline_s=new.active_deadline_s,
-            retention_s=new.retention_s,
-            size_bytes=new.size_bytes,
         )
     )
     count = 0
@@ -162,7 +163,7 @@ def _insert(connection: Connection, new: NewJob) -> Job:
             rows.append(
                 (
                     new.id, number, ChunkState.QUEUED, new.queue, tenant, turn, new.max_attempts, now,
-                    chunk.first_index, chunk.n_items, chunk.items, chunk.source_offset, chunk.source_length,
+                    chunk.first_index, chunk.n_items, *source_columns(chunk.source).values(),
                 )
             )  # fmt: skip
         bulk.insert(connection, tables.chunks, _CHUNK_COLUMNS, rows)

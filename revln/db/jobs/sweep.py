@@ -6,9 +6,10 @@ from sqlalchemy import delete, select
 
 from revln.db import tables
 from revln.db.engine import Database, db_now
-from revln.db.jobs.changes import end_queued_chunks, settle_job
+from revln.db.jobs.changes import end_queued_chunks
 from revln.db.jobs.crashes import charge_locked
 from revln.db.jobs.read import OPEN, lock_job
+from revln.db.jobs.settle import settle_job
 from revln.errors import DeadlineExceeded, NotFound, WorkerLost
 from revln.jobs.state import ChunkState
 
@@ -82,7 +83,7 @@ def expire_deadlines(db: Database) -> list[str]:
                 continue
             error = DeadlineExceeded(None if job.started_at else "Its deadline passed before any of it was started.")
             ended = end_queued_chunks(connection, job, ChunkState.EXPIRED)
-            settle_job(connection, job, {**ended, "error": error.as_dict()})
+            settle_job(connection, job, ended, error=error.as_dict())
             changed.append(job_id)
     return changed
 

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, func, literal_column, or_, select, tuple_, un
 from revln.db import tables
 from revln.db.engine import Database, db_now
 from revln.db.keyed import in_index_order
+from revln.db.rows import row_to
 from revln.jobs.kinds import all_queues
 from revln.jobs.state import ChunkState
 
@@ -119,7 +120,7 @@ def due(connection: Connection, queue: str, limit: int) -> list[Turn]:
         .order_by(_C.turn, _C.job_id, _C.number)
         .limit(limit)
     )
-    return [Turn(**row._mapping) for row in rows]
+    return [row_to(Turn, row) for row in rows]
 
 
 def take_unpublished(db: Database, queue: str, limit: int, republish_s: float, *, again: bool) -> list[ChunkAddress]:

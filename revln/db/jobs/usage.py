@@ -1,7 +1,7 @@
 """How much waits, of each key and tenant and in all; and that it is never more than the quotas allow.
 
 ``usage`` repeats what the open jobs say, so that a submission need not add up a hundred thousand of them. A row moves
-only in the transaction that moves its jobs (`revln.db.jobs.changes.settle_job`), and only there by what moved.
+only in the transaction that moves its jobs (`revln.db.jobs.settle.settle_job`), and only there by what moved.
 
 A submission holds its tenant's lock from the look at the quotas to its commit, so that no other one comes in between;
 the lock of all tenants it takes last, and holds for as long as a commit takes. What ends frees quota without any lock.
@@ -18,7 +18,8 @@ from sqlalchemy import Connection, func, select, text, update
 
 from revln.db import tables
 from revln.db.engine import Database
-from revln.db.jobs.read import OPEN, Job, drain_rate
+from revln.db.jobs.lists import drain_rate
+from revln.db.jobs.read import OPEN, Job
 from revln.db.upsert import insert_or_ignore
 from revln.errors import TooBusy
 

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, and_, delete, func, insert, or_, select, upda
 
 from revln.db import tables
 from revln.db.engine import Database, db_now
+from revln.db.rows import columns_of, row_to
 from revln.db.upsert import insert_or_ignore
 from revln.jobs.webhooks import DeliveryState
 
@@ -126,11 +127,11 @@ def _claim(connection: Connection, delivery_id: str, lease_s: float) -> Delivery
         update(tables.deliveries)
         .where(columns.id == delivery_id, _due())
         .values(attempts=columns.attempts + 1, due_at=db_now(), lease_until=db_now() + lease_s)
-        .returning(*(columns[name] for name in Delivery.__slots__))
+        .returning(*columns_of(tables.deliveries, Delivery))
     ).one_or_none()
     if row is None:
         return None
-    claimed = Delivery(**row._mapping)
+    claimed = row_to(Delivery, row)
     # Before the request: an attempt that kills its worker is in the log too.
     connection.execute(
         insert(tables.delivery_attempts).values(delivery_id=claimed.id, number=claimed.attempts, started_at=db_now())

@@ -194,5 +194,7 @@ def describe(name: str, folder: Path) -> ModelInfo:
         license=config.license,
         match_min_score=config.match_min_score,
         evidence_min_score=config.evidence_min_score,
+        has_confidence=config.caption_confidence is not None,
         joint_fingerprint=joint_fingerprint(folder),
+        max_tokens=config.text_tokens,
     )

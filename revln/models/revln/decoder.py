@@ -82,7 +82,8 @@ class Captioner(nn.Module):
         """
         parts = [] if places is None else [self.project(places) + self._positions(places.shape[1])]
         if self.vector_tokens:
-            away = F.normalize(vectors.float() - (self.centre if centre is None else centre).float(), dim=-1)
+            middle = self.centre if centre is None else centre
+            away = F.normalize(vectors.float() - middle.float(), dim=-1)
             told = self.from_vector(away.to(self.position.dtype) * math.sqrt(away.shape[1]))
             parts.insert(0, told.unflatten(1, (self.vector_tokens, -1)))  # (B, n, W)
         return cast(Tensor, self.norm(torch.cat(parts, dim=1)))

@@ -91,6 +91,9 @@ class RevlnModel:
         sizes = _MAX_BATCH["cpu" if self.device == "cpu" else "cuda"]
         return sizes["caption" if operation is Operation.CAPTION else "embed"]
 
+    def count_tokens(self, text: str) -> int:
+        return len(self.tokenizer.encode(text.strip()))
+
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text.strip())[: self.config.text_tokens] if text.strip() else []
 

@@ -15,12 +15,12 @@ from revln.db import tables
 from revln.db.engine import Database
 from revln.db.jobs import changes as job_changes
 from revln.db.jobs import sweep
-from revln.db.jobs.chunk_list import list_chunks
 from revln.db.jobs.chunks import ChunkResult, Claim, end_chunk, finish_chunk
 from revln.db.jobs.dead_letters import bury_chunk
+from revln.db.jobs.lists import list_chunks
 from revln.db.jobs.read import Job, events_after, get_job
 from revln.db.jobs.results import result_items, vectors_from_bytes, vectors_to_bytes
-from revln.db.jobs.submit import NewChunk
+from revln.db.jobs.submit import NewChunk, Range
 from revln.errors import FetchError, ImageError, WorkerLost
 from revln.jobs.state import ChunkState, JobStatus
 from revln.settings import Settings
@@ -180,7 +180,7 @@ def test_a_manifests_chunk_is_cut_line_by_line(db: Database, tmp_path: Any) -> N
     blobs = BlobStore(f"file://{tmp_path}/blobs")
     head = b'{"text": "before"}\n'
     manifest = blobs.put(head + b"\n".join(lines) + b"\n", "manifests")
-    source = NewChunk(1, 3, source_offset=len(head), source_length=len(b"\n".join(lines)) + 1)
+    source = NewChunk(1, 3, Range(len(head), len(b"\n".join(lines)) + 1))
     job = make_job(db, total=3, chunks=[source], input={"manifest": {"sha256": manifest}})
     with db.write() as connection:
         connection.execute(update(tables.chunks).values(crash_count=2))

@@ -99,8 +99,7 @@ def test_a_chunk_that_runs_out_of_its_time_is_charged_a_crash_and_becomes_a_dead
     assert told[0]["error"]["code"] == "timed_out"
 
 
-def test_what_was_computed_is_written_when_the_database_is_back(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.endings._REWRITE_S", 0.0)
+def test_what_was_computed_is_written_when_the_database_is_back(db: Database) -> None:
     job = make_job(db, n_items=1)
     claim = take(db, job)
     away = iter([AWAY] * 50)
@@ -110,7 +109,7 @@ def test_what_was_computed_is_written_when_the_database_is_back(db: Database, mo
             raise err
         finish_chunk(db, claim, lambda _: ok_result(claim))
 
-    persist(Lease(claim, 60), write)
+    persist(Lease(claim, 60), write, again_s=0.0)
     assert read(db, job).status is JobStatus.SUCCEEDED
 
 
@@ -129,17 +128,19 @@ def test_the_living_may_renew_their_leases_before_a_sweeper_that_found_no_databa
     job = make_job(db, n_items=1)
     take(db, job)
     let_leases_run_out(db)
-    sweeper = Sweeper(runtime_of(db))
-    sweeper._recover()
+    away = iter([AWAY])
+
+    def look() -> None:
+        for err in away:
+            raise err
+
+    sweeper = Sweeper(Settings(), db, runtime_of(db).dispatcher, look)
+    sweeper.recover()
     assert read(db, job).chunks_running == 1, "it has just begun"
     sweeper._recover_at = 0.0
-
-    def fails() -> None:
-        raise AWAY
-
-    sweeper._step("publish", fails)
-    sweeper._recover()
+    sweeper._call(2, look)
+    sweeper.recover()
     assert read(db, job).chunks_running == 1
     sweeper._recover_at = 0.0
-    sweeper._recover()
+    sweeper.recover()
     assert read(db, job).chunks_queued == 1

@@ -15,7 +15,7 @@ from revln.db.jobs import read as db_jobs
 from revln.db.jobs import sweep, turns
 from revln.db.jobs.chunks import Claim, claim_chunk, end_chunk, finish_chunk, heartbeat, release_chunk
 from revln.db.jobs.dead_letters import bury_chunk
-from revln.db.jobs.read import JobFilter
+from revln.db.jobs.lists import JobFilter, list_jobs
 from revln.db.jobs.results import result_items
 from revln.errors import Conflict, IdempotencyMismatch, LeaseLost, NotFound
 from revln.jobs.state import ChunkState, JobStatus
@@ -237,7 +237,7 @@ def test_one_idempotency_key_from_fifty_threads_makes_one_job(db: Database) -> N
         jobs = list(pool.map(lambda _: make_job(db, 1, idempotency_key="k", request_sha256="a" * 64).id, range(50)))
     assert len(set(jobs)) == 1
     with db.read() as connection:
-        assert len(db_jobs.list_jobs(connection, DEFAULT_TENANT, JobFilter(), 100)) == 1
+        assert len(list_jobs(connection, DEFAULT_TENANT, JobFilter(), 100)) == 1
     with pytest.raises(IdempotencyMismatch):
         make_job(db, 1, idempotency_key="k", request_sha256="b" * 64)
 
@@ -247,10 +247,10 @@ def test_listing_pages_through_every_job_once_newest_first(db: Database) -> None
     seen: list[str] = []
     before = None
     with db.read() as connection:
-        while page := db_jobs.list_jobs(connection, DEFAULT_TENANT, JobFilter(), 3, before):
+        while page := list_jobs(connection, DEFAULT_TENANT, JobFilter(), 3, before):
             seen += [job.id for job in page]
             before = (page[-1].created_at, page[-1].id)
-        tagged = db_jobs.list_jobs(connection, DEFAULT_TENANT, JobFilter(tag="a"), 10)
+        tagged = list_jobs(connection, DEFAULT_TENANT, JobFilter(tag="a"), 10)
     assert sorted(seen) == sorted(made)
     assert len(tagged) == 3
 

@@ -11,10 +11,11 @@ from sqlalchemy import Connection, func, select, update
 from revln.access import OWNER, Caller
 from revln.db import tables
 from revln.db.engine import Database, db_now
-from revln.db.jobs.changes import cancel_job, delete_job, retry_job, settle_job
+from revln.db.jobs.changes import cancel_job, delete_job, retry_job
 from revln.db.jobs.chunks import end_chunk, finish_chunk, release_chunk
 from revln.db.jobs.dead_letters import bury_chunk
 from revln.db.jobs.read import Job, lock_job
+from revln.db.jobs.settle import settle_job
 from revln.db.jobs.sweep import expire_deadlines, recover_lost_chunks
 from revln.db.retention import purge, retire_expired
 from revln.db.webhooks.deliveries import Delivery, Outcome, claim_deliveries, delete_old, give_up, record
@@ -128,7 +129,8 @@ def test_only_what_was_asked_for_is_told_and_nothing_without_a_webhook(db: Datab
 
 
 def _cancel_and_fail(connection: Connection, job_id: str) -> None:
-    settle_job(connection, lock_job(connection, job_id), {"chunks_queued": 0, "chunks_canceled": 1})
+    job = lock_job(connection, job_id)
+    settle_job(connection, job, job.tally.move(ChunkState.QUEUED, ChunkState.CANCELED))
     raise RuntimeError
 
 

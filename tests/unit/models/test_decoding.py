@@ -29,7 +29,9 @@ OPTIONS = {
 @pytest.fixture(scope="module")
 def captioner() -> Captioner:
     torch.manual_seed(3)
-    net = Captioner(8, 4, vocab_size=V, positions=64, width=32, layers=2, heads=2, inner=32).eval()
+    net = Captioner(
+        8, 4, vocab_size=V, positions=64, width=32, layers=2, heads=2, inner=32, dim=6, vector_tokens=2
+    ).eval()
     for parameter in net.parameters():
         # GPT-2's small start makes every next token equally likely, and beams would tie.
         parameter.data += 0.2 * torch.randn_like(parameter)
@@ -40,7 +42,7 @@ def captioner() -> Captioner:
 def seen(captioner: Captioner) -> Tensor:
     torch.manual_seed(4)
     with torch.inference_mode():
-        return captioner.look(torch.randn(len(ROWS), 4, 8))
+        return captioner.look(torch.randn(len(ROWS), 4, 8), torch.randn(len(ROWS), 6))
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

@@ -17,7 +17,7 @@ from revln.errors import ItemInvalid, ModelUnavailable
 from revln.models.base import Model, Operation
 from revln.models.registry import ModelCatalog
 from revln.settings import ModelSettings
-from tests.tiny_models import DUAL_ENCODERS, LEAST_COSINE, TEXTS, clip_tokenizer, photo, save_clip
+from tests.tiny_models import DUAL_ENCODERS, LEAST_COSINE, TEXTS, clip_tokenizer, photo, save_clip, save_gemma_siglip
 
 PICTURES = [photo(i, 60 + 20 * i, 90 - 10 * i) for i in range(4)]
 
@@ -149,3 +149,26 @@ def test_a_gpu_gives_the_processors_vectors(folders: dict[str, Path], family: st
     on_cpu, on_gpu = load(folders[family]), load(folders[family], device="cuda", dtype=dtype)
     for operation, items in ((Operation.EMBED_TEXT, TEXTS), (Operation.EMBED_IMAGE, PICTURES)):
         assert (run(on_cpu, operation, items) * run(on_gpu, operation, items)).sum(axis=1).min() >= LEAST_COSINE[dtype]
+
+
+def test_a_siglip_2_with_gemmas_tokenizer_reads_lower_case_as_the_library_intends(tmp_path: Path) -> None:
+    folder = save_gemma_siglip(tmp_path / "m")
+    model = load(folder)
+    assert (model.info.family, model.info.max_tokens) == ("siglip", 16)
+    texts = ["A Dog", "a dog", "ΣΑΣ Ünder DOG", "SNOW"]
+    # The library's own tokenizer of SigLIP 2, called as its documentation says.
+    read = transformers.Siglip2Tokenizer.from_pretrained(folder)(
+        texts, padding="max_length", truncation=True, max_length=16, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        features = transformers.AutoModel.from_pretrained(folder).get_text_features(**read)
+    assert list(read) == ["input_ids"]
+    expected = torch.nn.functional.normalize(features.pooler_output, dim=-1).numpy()
+    vectors = run(model, Operation.EMBED_TEXT, texts)
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    assert vectors[0] @ vectors[1] > 0.99999
+    # Vectors of texts that were made before may not meet these.
+    named = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**named, "tokenizer_class": "Siglip2Tokenizer"}))
+    assert load(folder, family="siglip2").info.family == "siglip2"
+    np.testing.assert_allclose(run(load(folder), Operation.EMBED_TEXT, texts), expected, atol=1e-6)

@@ -21,8 +21,10 @@ from revln.errors import ItemInvalid, ModelUnavailable
 from revln.models.base import CaptionOptions, CaptionRequest, Evidence, Model, ModelInfo, Operation
 from revln.models.decoding import Decoded, Row, pad_left
 from revln.models.revln import card as revln_card
+from revln.models.revln.captioning import caption
 from revln.models.revln.card import RevlnConfig
-from revln.models.revln.model import RevlnModel, RevlnNet, load
+from revln.models.revln.model import RevlnModel, load
+from revln.models.revln.net import RevlnNet
 from revln.models.revln.text_gru import pad
 from revln.models.revln.tokenizer import EOS, PAD, train_tokenizer
 from revln.training.contrast import embed_images
@@ -31,7 +33,7 @@ from revln.training.options import TrainOptions
 
 TEXTS = ["a black dog runs", "two men play a guitar outside in the rain", "a child", "snow", "a red kite over the sea"]
 SHIPPED = Path(__file__).parents[3] / "revln/weights/revln-tiny"
-USE = {"mirror": False, "caption_no_repeat_ngram_size": 0, "caption_cosine": 0.0}
+USE = {"trunk": "mobilenet_v2", "mirror": False, "caption_no_repeat_ngram_size": 0, "caption_cosine": 0.0}
 WEIGHT = 100.0
 OPTIONS = [
     CaptionOptions(num_beams=1, max_new_tokens=8),
@@ -51,8 +53,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tiny")
     tokenizer = train_tokenizer(TEXTS, 400)
     config = RevlnConfig(
-        image_size=64, dim=32, vocab_size=tokenizer.size, text_embedding=16, text_hidden=24, caption_width=32,
-        caption_layers=2, caption_inner=64,
+        image_size=64, trunk="mobilenet_v2", dim=32, vocab_size=tokenizer.size, text_embedding=16, text_hidden=24,
+        caption_width=32, caption_layers=2, caption_inner=64,
     )  # fmt: skip
     torch.manual_seed(0)
     net = RevlnNet(config)
@@ -209,7 +211,7 @@ def test_a_request_without_a_rule_against_repeats_has_the_models_own(model: Revl
         options = CaptionOptions(num_beams=1, min_new_tokens=30, max_new_tokens=30, no_repeat_ngram_size=size)
         prepared = [one.prepare(Operation.CAPTION, request) for request in requests(options)]
         raw = one.forward(Operation.CAPTION, prepared)
-        return [ids for ((ids, _),) in raw], one.merge_key(Operation.CAPTION, prepared[0])
+        return [ids for ((ids, *_),) in raw], one.merge_key(Operation.CAPTION, prepared[0])
 
     def repeats(ids: list[int]) -> bool:
         return len(set(pairwise(ids))) < len(ids) - 1
@@ -239,7 +241,7 @@ def test_the_best_of_the_beams_are_likely_and_near_the_picture(
         vectors = run(bare, Operation.EMBED_TEXT, [caption.text for caption in captions])
         scores = [
             log_prob / (len(ids) - len(prepared.prefix) + 1) ** length_penalty + WEIGHT * float(picture @ vector)
-            for (ids, log_prob), vector in zip(beams, vectors, strict=True)
+            for (ids, log_prob, _), vector in zip(beams, vectors, strict=True)
         ]
         order = sorted(range(4), key=lambda j: -scores[j])[:num_captions]
         moved += order != list(range(num_captions))
@@ -280,30 +282,133 @@ def test_the_decoder_is_asked_for_all_beams_only_if_they_are_ranked(
         assert asked == [expected]
 
 
-def test_a_caption_without_a_word_is_ranked_by_its_likelihood_alone(near: RevlnModel) -> None:
+def test_a_caption_without_a_word_is_ranked_by_its_likelihood_alone(
+    near: RevlnModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     item = near.prepare(Operation.CAPTION, requests(CaptionOptions(num_beams=3, num_captions=3))[0])
     places = torch.randn(1, near.config.places, 1280)
+
+    def told(*beams: Decoded) -> list[float]:
+        monkeypatch.setattr(near.net.captioner, "generate", lambda *_: [list(beams)])
+        with torch.inference_mode():
+            (row,) = caption(near.net, near.config, near.tokenizer, places, [item])
+        return [log_prob for _, log_prob, _ in row]
+
     empty = [Decoded((), -score) for score in (3.0, 1.0, 2.0)]
-    assert near._rank([item], places, [empty]) == [[empty[1], empty[2], empty[0]]]
-    spoken = Decoded(tuple(near.tokenizer.encode("a dog")), -1.0)
+    assert told(*empty) == [-1.0, -2.0, -3.0]
+    spoken = Decoded(tuple(near.tokenizer.encode("a dog")), -1.5)
     with torch.inference_mode():
-        (told,) = run(near, Operation.EMBED_TEXT, ["a dog"])
-        cosine = float(near.net.image.embed(places)[0].numpy() @ told)
+        (vector,) = run(near, Operation.EMBED_TEXT, ["a dog"])
+        cosine = float(near.net.image.embed(places)[0].numpy() @ vector)
     # Nearer than nothing or farther: whichever it is, its cosine decides against the empty one's 0.
-    assert near._rank([item], places, [[empty[1], spoken, empty[0]]])[0].index(spoken) == (0 if cosine > 0 else 2)
+    assert told(empty[1], spoken, empty[0]).index(-1.5) == (0 if cosine > 0 else 2)
 
 
-def test_log_prob_equals_that_of_a_teacher_forced_pass(model: RevlnModel) -> None:
-    item = model.prepare(Operation.CAPTION, requests(OPTIONS[1])[0])
+def prompts(model: RevlnModel, monkeypatch: pytest.MonkeyPatch, asked: list[CaptionRequest]) -> list[list[int]]:
+    """What the decoder is prompted with."""
+    seen: list[Row] = []
+    generate = model.net.captioner.generate
+
+    def spy(places: Tensor, rows: list[Row], options: CaptionOptions) -> Any:
+        seen.extend(rows)
+        return generate(places, rows, options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.net.captioner, "generate", spy)
+        run(model, Operation.CAPTION, asked)
+    return [list(row.prompt) for row in seen]
+
+
+def test_log_prob_equals_that_of_a_teacher_forced_pass(model: RevlnModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = requests(OPTIONS[1])[0]
+    item = model.prepare(Operation.CAPTION, asked)
     ((captions,),) = [model.forward(Operation.CAPTION, [item])]
-    ids, log_prob = captions[0]
-    whole = [*item.prompt, *ids] + ([EOS] if len(ids) < item.options.max_new_tokens else [])
+    ids, log_prob, _ = captions[0]
+    (prompt,) = prompts(model, monkeypatch, [asked])
+    whole = [*prompt, *ids] + ([EOS] if len(ids) < item.options.max_new_tokens else [])
     with torch.inference_mode():
         captioner = model.net.captioner
-        x = item.image[None].float() / 127.5 - 1
-        logits = captioner.logits(*pad_left([whole], PAD), captioner.look(model.net.image.places(x)))
-    expected = sum(float(logits[0, t - 1].log_softmax(dim=-1)[whole[t]]) for t in range(len(item.prompt), len(whole)))
+        places = model.net.image.places(item.image[None].float() / 127.5 - 1)
+        logits = captioner.logits(*pad_left([whole], PAD), captioner.look(places, model.net.image.embed(places)))
+        (again,) = captioner.log_probs(captioner.look(places, model.net.image.embed(places)), [prompt], [ids])
+    expected = sum(float(logits[0, t - 1].log_softmax(dim=-1)[whole[t]]) for t in range(len(prompt), len(whole)))
     assert log_prob == pytest.approx(expected, abs=1e-3)
+    if whole[-1] == EOS:
+        assert again == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("levels", [None, [0.0], [-1.0, -0.5, 0.5, 2.0]])
+def test_evidence_is_prompted_by_its_own_nearness_and_with_its_level(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, levels: list[float] | None
+) -> None:
+    """Whatever score and place the request gives it: that is of the item it was found with."""
+    one = load("one", _with(folder, tmp_path / "one", mirror=False, max_evidence=3, evidence_levels=levels), "cpu")
+    picture = image(50, 70, 1)
+    evidence = tuple(Evidence(str(i), text, 1.0 - i / 10) for i, text in enumerate([*TEXTS, " "]))
+    (vector,) = run(one, Operation.EMBED_IMAGE, [picture])
+    cosines = np.stack(run(one, Operation.EMBED_TEXT, TEXTS)) @ vector
+    nearest = [(i, sum(cosines[i] >= level for level in levels or ())) for i in np.argsort(-cosines)[:3]]
+    expected = one.tokenizer.prompt([(None if levels is None else level, TEXTS[i]) for i, level in nearest], 20)
+    options = CaptionOptions(num_beams=1, max_new_tokens=2)
+    asked = [CaptionRequest(picture, evidence, options=options), CaptionRequest(picture, options=options)]
+    assert prompts(one, monkeypatch, asked) == [expected, one.tokenizer.prompt((), 20)]
+
+
+def test_a_level_stands_before_each_sentence_of_a_prompt(model: RevlnModel) -> None:
+    tokenizer = model.tokenizer
+
+    def read(*evidence: tuple[int | None, str]) -> str:
+        return tokenizer.decode(tokenizer.prompt(evidence, 20))
+
+    assert read((3, "a child."), (0, " snow . ")) == "3: a child. 0: snow. this picture shows:"
+    assert read((None, "a child."), (None, "snow")) == "similar: a child. snow. this picture shows:"
+    assert read((2, " . ")) == read() == "this picture shows:"
+
+
+# Bias, cosine, log-probability, consensus, whether it was retrieved.
+CONFIDENCE = [0.3, 2.0, 0.5, 1.5, 0.25]
+
+
+def confident(folder: Path, to: Path, *weights: float) -> RevlnModel:
+    return load("confident", _with(folder, to, mirror=False, caption_confidence=list(weights)), "cpu")
+
+
+def test_retrieved_captions_compete_with_the_decoders_own(folder: Path, tmp_path: Path) -> None:
+    """With the likeliest to be right first."""
+    retrieved = confident(folder, tmp_path / "retrieved", 0, 0, 0, 0, 100)
+    own = confident(folder, tmp_path / "own", 0, 0, 0, 0, -100)
+    options = CaptionOptions(num_beams=3, num_captions=3, max_new_tokens=30)
+    told, *_ = requests(options)
+    told = replace(told, evidence=told.evidence[:3])
+    assert {caption.text for caption in run(retrieved, Operation.CAPTION, [told])[0]} == set(TEXTS[:3])
+    for one, asked in (
+        (own, told),
+        (retrieved, replace(told, prompt="a")),  # none continues what the user began
+        (retrieved, replace(told, options=replace(options, temperature=1.0))),  # a sample is the decoder's own
+        (retrieved, replace(told, options=replace(options, max_new_tokens=1))),  # all are longer
+    ):
+        assert not set(TEXTS).intersection(caption.text for caption in run(one, Operation.CAPTION, [asked])[0])
+
+
+def test_confidence_is_what_its_weights_make_of_a_caption(folder: Path, tmp_path: Path, model: RevlnModel) -> None:
+    one = confident(folder, tmp_path / "one", *CONFIDENCE)
+    asked = requests(CaptionOptions(num_beams=4, num_captions=4, max_new_tokens=12))[:2]
+    raw = one.forward(Operation.CAPTION, [one.prepare(Operation.CAPTION, request) for request in asked])
+    for request, captions in zip(asked, raw, strict=True):
+        (picture,) = run(one, Operation.EMBED_IMAGE, [request.image])
+        texts = [shown.text for shown in request.evidence]
+        near = np.stack(run(one, Operation.EMBED_TEXT, texts)) if texts else np.zeros((0, 32))
+        confidences = [confidence for *_, confidence in captions]
+        assert len(captions) == 4
+        assert confidences == sorted(confidences, reverse=True)
+        for ids, log_prob, confidence in captions:
+            text = one.tokenizer.decode(ids)
+            (vector,) = run(one, Operation.EMBED_TEXT, [text])
+            consensus = float((np.maximum(near @ picture, 0) * (near @ vector)).mean()) if texts else 0.0
+            features = (1, picture @ vector, log_prob / (len(ids) + 1), consensus, text in texts)
+            logit = sum(weight * float(value) for weight, value in zip(CONFIDENCE, features, strict=True))
+            assert confidence == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-3)
+    assert all(caption.confidence is None for found in run(model, Operation.CAPTION, asked) for caption in found)
 
 
 def test_sampling_gives_more_captions_than_beams_likeliest_first(model: RevlnModel) -> None:
@@ -328,13 +433,18 @@ def test_a_caption_holds_no_special_token(model: RevlnModel) -> None:
         assert not any(mark in c.text for c in captions for mark in ("<pad>", "<bos>", "<eos>"))
 
 
-def test_no_caption_is_longer_than_the_decoder_has_positions(model: RevlnModel) -> None:
+@pytest.mark.parametrize("levels", [None, [0.1, 0.2]])
+def test_no_caption_is_longer_than_the_decoder_has_positions(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, levels: list[float] | None
+) -> None:
+    model = load("levels", _with(folder, tmp_path / "levels", evidence_levels=levels), "cpu")
     evidence = tuple(Evidence(str(i), "word " * 200, 0.1) for i in range(9))
     request = CaptionRequest(
         image(9, 9), evidence, prompt="long " * 200, options=CaptionOptions(num_beams=1, max_new_tokens=10_000)
     )
     prepared = model.prepare(Operation.CAPTION, request)
-    assert len(prepared.prompt) + prepared.options.max_new_tokens <= model.config.caption_positions
+    (prompt,) = prompts(model, monkeypatch, [request])
+    assert len(prompt) + prepared.options.max_new_tokens <= model.config.caption_positions
     assert run(model, Operation.CAPTION, [request])[0][0].log_prob < 0
 
 
@@ -389,6 +499,7 @@ def test_the_joint_fingerprint_stays_when_only_the_captioner_is_trained_again(fo
         ("max_evidence", True),
         ("caption_positions", True),
         ("caption_cosine", True),
+        ("caption_vector_tokens", True),
         ("caption_no_repeat_ngram_size", True),
         ("image_size", False),
         ("mirror", False),

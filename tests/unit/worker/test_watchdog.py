@@ -108,9 +108,8 @@ def test_a_chunks_own_thread_may_stand_in_line_for_the_database_and_wait_for_it_
     assert not looks(waiting, {5.0: frame(), 4000.0: frame()}, now)
 
 
-def test_the_innermost_call_of_the_thread_is_what_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.health.watchdog._YOUNG_S", 0.0)
-    dog = Watchdog(0.05)
+def test_the_innermost_call_of_the_thread_is_what_is_looked_at() -> None:
+    dog = Watchdog(0.05, lambda _: None, young_s=0.0)
     with in_a_call(lambda: dog.forward("a call that does not return", [])):
         wait_until(dog.look, what="the end of its patience")
         assert [work.what for work in dog.look()] == ["a call that does not return"]
@@ -144,8 +143,8 @@ def test_a_batcher_has_its_forward_passes_watched_for_those_who_wait_and_those_i
 HOLDS_THE_INTERPRETERS_LOCK = """
 import ctypes, time
 from worker.health.watchdog import Watchdog
-dog = Watchdog(5.0)
-dog.start(lambda works: print("never"))
+dog = Watchdog(5.0, lambda works: print("never"))
+dog.start()
 time.sleep(1.5)
 print("asleep", flush=True)
 ctypes.PyDLL(None).sleep(600)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 
 import numpy as np
 from numpy.typing import NDArray
 
 from revln.db.collections.collections import Collection
+from revln.encoded import from_base64
 from revln.errors import ItemInvalid
 from revln.jobs.index_schemas import IndexItem
 
@@ -50,8 +49,8 @@ def _values(item: IndexItem) -> NDArray[np.float64]:
     if item.vector is not None:
         return np.asarray(item.vector, dtype=np.float64)
     try:
-        raw = base64.b64decode(item.vector_b64 or "", validate=True)
-    except (binascii.Error, ValueError) as err:
+        raw = from_base64(item.vector_b64 or "")
+    except ValueError as err:
         raise ItemInvalid(f"vector_b64 is not base64: {err}.") from err
     if len(raw) % 4:
         raise ItemInvalid(f"vector_b64 holds {len(raw)} bytes, which are no float32 numbers of 4 bytes each.")

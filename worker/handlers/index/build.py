@@ -12,7 +12,9 @@ from sqlalchemy import Connection
 from revln.db.collections.collections import Collection
 from revln.db.collections.snapshots import Made, Snapshot, abandon_build, begin_build, publish, renew_build
 from revln.errors import JobError, NotFound, RevlnError, Unavailable
+from revln.jobs.index_schemas import BuildParameters
 from worker.context import Context, Done, Outcome
+from worker.handlers.index.collection import open_serving
 from worker.index.build_client import builder_process
 from worker.index.build_process import Order
 
@@ -25,19 +27,19 @@ _TURN_S = 2.0
 _ERRORS: dict[str, type[RevlnError]] = {each.code: each for each in (JobError, NotFound, Unavailable)}
 
 
-def run_build(context: Context, collection: Collection) -> Done:
+def run_build(context: Context[BuildParameters]) -> Done:
+    collection = open_serving(context)
     settings = context.runtime.settings
-    asked = context.input.get("index") or {}
-    kind = asked.get("type", "auto")
+    asked = context.parameters.index
     order = Order(
         collection.id,
         collection.dim,
         flat_rows=settings.index_flat_rows,
         memory_bytes=settings.index_memory_bytes,
-        recall=asked.get("recall", settings.index_recall),
-        type=None if kind == "auto" else kind,
-        lists=asked.get("lists"),
-        links=asked.get("links"),
+        recall=settings.index_recall if asked.recall is None else asked.recall,
+        type=None if asked.type == "auto" else asked.type,
+        lists=asked.lists,
+        links=asked.links,
     )
     snapshot_id = _turn(context, collection)
     try:
@@ -53,7 +55,7 @@ def run_build(context: Context, collection: Collection) -> Done:
     return Done([Outcome(todo.index) for todo in context.todo], apply)
 
 
-def _abandon(context: Context, snapshot_id: str) -> None:
+def _abandon(context: Context[Any], snapshot_id: str) -> None:
     try:
         abandon_build(context.runtime.db, snapshot_id)
     except RevlnError as err:  # its lease runs out by itself
@@ -67,7 +69,7 @@ def _shown(snapshot: Snapshot) -> dict[str, Any]:
     return shown
 
 
-def _turn(context: Context, collection: Collection) -> str:
+def _turn(context: Context[Any], collection: Collection) -> str:
     """Become the collection's only builder, however long another one takes."""
     while True:
         begun = begin_build(context.runtime.db, collection.id, context.job.id, context.runtime.settings.lease_s)
@@ -78,7 +80,7 @@ def _turn(context: Context, collection: Collection) -> str:
         time.sleep(_TURN_S)
 
 
-def _built(context: Context, snapshot_id: str, order: Order) -> Made:
+def _built(context: Context[Any], snapshot_id: str, order: Order) -> Made:
     """Have the builder's process make it, keeping both leases meanwhile."""
     settings = context.runtime.settings
     renew_at = 0.0

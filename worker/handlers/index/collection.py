@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -12,12 +13,12 @@ from revln.db.collections.log import LogEntry, append_log
 from revln.errors import FingerprintMismatch, ItemNotFound
 from worker.context import Context, Done, Outcome
 
-__all__ = ["Change", "append_changes", "open_collection", "open_serving"]
+__all__ = ["Change", "append_changes", "mismatch", "open_collection", "open_serving"]
 
 Change = tuple[Outcome, LogEntry | None]
 
 
-def open_collection(context: Context) -> Collection:
+def open_collection(context: Context[Any]) -> Collection:
     """The generation of the job's collection that is of the job's model: a search goes on after a migration.
 
     Raises NotFound, or FingerprintMismatch if another model made it. Not for a caption job, whose fingerprint is of the
@@ -28,29 +29,19 @@ def open_collection(context: Context) -> Collection:
     with context.runtime.db.read() as connection:
         collection = generation_for(connection, job.tenant, job.collection, job.model_fingerprint)
     if collection.model_fingerprint != job.model_fingerprint:
-        raise _mismatch(context, collection)
+        raise mismatch(context, collection)
     return collection
 
 
-def open_serving(context: Context) -> Collection:
-    """The collection as it serves, to be changed or looked at. Raises what `open_collection` does.
-
-    After a migration, items that were accepted for the former model are embedded by the new one; vectors of the former
-    one that are brought along are refused.
-    """
+def open_serving(context: Context[Any]) -> Collection:
+    """The collection as it serves, to be changed or looked at. Raises NotFound."""
     job = context.job
     assert job.collection is not None
     with context.runtime.db.read() as connection:
-        collection = get_collection(connection, job.tenant, job.collection)
-        wanted = generation_for(connection, job.tenant, job.collection, job.model_fingerprint)
-    if context.input["operation"] == "upsert":
-        known = wanted.model_fingerprint == job.model_fingerprint  # it serves, or it did
-        if not known or (wanted.id != collection.id and "vectors_of" in context.input):
-            raise _mismatch(context, collection)
-    return collection
+        return get_collection(connection, job.tenant, job.collection)
 
 
-def _mismatch(context: Context, collection: Collection) -> FingerprintMismatch:
+def mismatch(context: Context[Any], collection: Collection) -> FingerprintMismatch:
     return FingerprintMismatch(
         f"Collection {collection.name!r} holds {collection.holds}; the job's are of {context.job.model} "
         f"({context.job.model_fingerprint}). Vectors of two models never meet. To have the whole collection "
@@ -73,6 +64,6 @@ def append_changes(collection: Collection, changes: list[Change]) -> Done:
 
 def _appended(collection: Collection, outcome: Outcome, entry: LogEntry, seq: int | None) -> Outcome:
     if seq is not None:
-        return replace(outcome, fields={"seq": seq})
+        return replace(outcome, fields={"seq": seq, **(outcome.fields or {})})
     error = ItemNotFound(f"Collection {collection.name!r} has no item {entry.item_id!r}.")
     return replace(outcome, error=error)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from revln.db.collections.collections import Collection, live_seqs, rows_by_seq
 from revln.index.collection import CollectionIndex
 from revln.index.duplicates import Group, Groups, approximate_pairs, describe, exact_pairs
-from revln.jobs.index_schemas import DEDUP_SCORE
+from revln.jobs.index_schemas import DuplicatesParameters
 from worker.context import Context, Done, Outcome
+from worker.handlers.index.collection import open_serving
 
 __all__ = ["run_duplicates"]
 
@@ -22,13 +23,13 @@ _MOST_LISTED = 10_000  # of one group; its size says how many there are
 _LOOKED_UP = 20_000  # rows whose ids are read at once
 
 
-def run_duplicates(context: Context, collection: Collection) -> Done:
-    least = float(context.input.get("min_score", DEDUP_SCORE))
+def run_duplicates(context: Context[DuplicatesParameters]) -> Done:
+    collection, least = open_serving(context), context.parameters.min_score
     index = context.runtime.indexes.caught_up(collection)
     seq = index.seq
     rows = _rows(context, collection, index, seq)
     # Without a built part nothing is to be gained by asking the index: it would look at every row too.
-    exact = context.input.get("exact", False) or index.tail_rows == len(index)
+    exact = context.parameters.exact or index.tail_rows == len(index)
     groups = Groups(rows)
     for left, right in (exact_pairs if exact else approximate_pairs)(index, rows, least, lambda: _step(context)):
         groups.join(left, right)
@@ -45,26 +46,28 @@ def run_duplicates(context: Context, collection: Collection) -> Done:
         Outcome(number, id=one["id"], fields={"seq": seq, "size": one["size"], "duplicates": one["duplicates"]})
         for number, one in enumerate(listed, start=1)
     ]
-    return Done(outcomes, open_ended=True)
+    return Done(outcomes)
 
 
-def _step(context: Context) -> None:
+def _step(context: Context[Any]) -> None:
     context.lease.check()
     context.lease.progress()
 
 
-def _rows(context: Context, collection: Collection, index: CollectionIndex, seq: int) -> NDArray[np.int64]:
+def _rows(
+    context: Context[DuplicatesParameters], collection: Collection, index: CollectionIndex, seq: int
+) -> NDArray[np.int64]:
     """The live rows up to ``seq`` that pass the filter, ascending."""
     rows = index.live_seqs()
     rows = rows[rows <= seq]
-    if "filter" not in context.input:
+    if context.parameters.filter is None:
         return rows
-    allowed = context.runtime.filters.allowed(collection.id, context.input["filter"], seq)
+    allowed = context.runtime.filters.allowed(collection.id, context.parameters.filter, seq)
     return np.intersect1d(rows, allowed.seqs, assume_unique=True)
 
 
 def _listed(
-    context: Context, collection: Collection, index: CollectionIndex, groups: list[NDArray[np.int64]]
+    context: Context[Any], collection: Collection, index: CollectionIndex, groups: list[NDArray[np.int64]]
 ) -> list[dict[str, Any]]:
     """The groups as they are shown; items that were replaced or deleted while we looked are in none of them."""
     shown: list[dict[str, Any]] = []
@@ -82,7 +85,7 @@ def _listed(
     return shown
 
 
-def _named(context: Context, collection: Collection, groups: list[Group]) -> list[dict[str, Any]]:
+def _named(context: Context[Any], collection: Collection, groups: list[Group]) -> list[dict[str, Any]]:
     wanted = [seq for group in groups for seq in (group.representative, *group.members[:_MOST_LISTED].tolist())]
     with context.runtime.db.read() as connection:
         ids = {seq: row["item_id"] for seq, row in rows_by_seq(connection, collection.id, wanted).items()}

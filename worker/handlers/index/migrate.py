@@ -34,10 +34,12 @@ from revln.db.jobs.chunks import hold_chunk
 from revln.db.jobs.results import vectors_to_bytes
 from revln.db.uploads.uploads import own_uploads
 from revln.errors import Conflict, ItemError, ItemInvalid, ModelUnavailable, Unavailable
+from revln.jobs.index_schemas import MigrateParameters
 from revln.models.base import Operation
 from worker.context import Again, Context, Done, Outcome
 from worker.embedding import Content, embed, own_contents, text_content
-from worker.models.pool import LoadedModel
+from worker.handlers.index.collection import open_serving
+from worker.models.loading import LoadedModel
 
 __all__ = ["prepare_next", "run_migrate"]
 
@@ -49,14 +51,15 @@ _LAST_ROWS = 1_000  # as many may be left for the transaction of the swap, with 
 _Row = dict[str, Any]
 
 
-def run_migrate(context: Context, collection: Collection) -> Done:
+def run_migrate(context: Context[MigrateParameters]) -> Done:
+    collection = open_serving(context)
     assert context.job.model is not None
     loaded = context.runtime.models.get(context.job.model, context.job.model_fingerprint)
     info = loaded.model.info
     if info.dim is None:
         raise ModelUnavailable(f"Model {info.name} makes no vectors.")
     if collection.model_fingerprint == info.joint_fingerprint:
-        return Done([_migrated(collection, collection, 0)], open_ended=True)
+        return Done([_migrated(collection, collection, 0)])
     with context.runtime.db.write() as connection:
         hold_chunk(connection, context.claim)
         if (rival := older_migration(connection, context.job)) is not None:
@@ -70,7 +73,7 @@ def run_migrate(context: Context, collection: Collection) -> Done:
     def apply(connection: Connection, _: list[Outcome]) -> list[Outcome]:
         return _finish(connection, context, shadow, loaded, errors)
 
-    return Done([], apply, open_ended=True)
+    return Done([], apply)
 
 
 _RIVAL = (
@@ -79,7 +82,7 @@ _RIVAL = (
 )
 
 
-def prepare_next(context: Context, collection: Collection, contents: list[Content | ItemError]) -> None:
+def prepare_next(context: Context[Any], collection: Collection, contents: list[Content | ItemError]) -> None:
     """Compute the vectors that a generation in the making will need of what is about to be written."""
     with context.runtime.db.read() as connection:
         coming = [one for one in shadows_of(connection, collection.id) if one.shadow_role != Role.FORMER]
@@ -90,7 +93,7 @@ def prepare_next(context: Context, collection: Collection, contents: list[Conten
             log.warning("collection %s: %s", collection.name, err.message)
 
 
-def _catch_up(context: Context, loaded: LoadedModel, shadow: Collection, errors: dict[str, ItemError]) -> None:
+def _catch_up(context: Context[Any], loaded: LoadedModel, shadow: Collection, errors: dict[str, ItemError]) -> None:
     assert shadow.shadow_of is not None
     db = context.runtime.db
     with db.read() as connection:
@@ -110,7 +113,7 @@ def _catch_up(context: Context, loaded: LoadedModel, shadow: Collection, errors:
         context.lease.progress()
 
 
-def _try_missing(context: Context, loaded: LoadedModel, shadow: Collection, errors: dict[str, ItemError]) -> None:
+def _try_missing(context: Context[Any], loaded: LoadedModel, shadow: Collection, errors: dict[str, ItemError]) -> None:
     """Once more, for what could not be embedded: an upload may have brought it, and earlier runs' errors are lost."""
     after: str | None = None
     while True:
@@ -133,7 +136,7 @@ def _try_missing(context: Context, loaded: LoadedModel, shadow: Collection, erro
 
 
 def _write_missing(
-    context: Context, shadow: Collection, rows: list[_Row], made: dict[str, NDArray[np.float32]], after: str | None
+    context: Context[Any], shadow: Collection, rows: list[_Row], made: dict[str, NDArray[np.float32]], after: str | None
 ) -> None:
     """Append items that were left out before, if they are still missing and what they were."""
     with context.runtime.db.write() as connection:
@@ -145,7 +148,11 @@ def _write_missing(
 
 
 def _finish(
-    connection: Connection, context: Context, shadow: Collection, loaded: LoadedModel, errors: dict[str, ItemError]
+    connection: Connection,
+    context: Context[MigrateParameters],
+    shadow: Collection,
+    loaded: LoadedModel,
+    errors: dict[str, ItemError],
 ) -> list[Outcome]:
     """Append what is left and swap; or say what is missing. Raises Again: there is more to catch up with."""
     before, now = lock_heads(connection, shadow)
@@ -167,7 +174,7 @@ def _finish(
     missing = [row["item_id"] for row in missing_items(connection, now, serving.count + 1)] if (
         serving.count > now.count
     ) else []  # fmt: skip
-    if missing and not context.input.get("allow_missing"):
+    if missing and not context.parameters.allow_missing:
         return _refused(serving, loaded, missing, errors)
     swap(connection, serving, now)
     return [_migrated(serving, now, len(missing)), *_missing(missing, errors)]
@@ -214,7 +221,7 @@ def _content(row: _Row) -> Content | ItemError:
     return ItemInvalid("Its vector was brought along and its picture is not here, so no other model can read it.")
 
 
-def _embedded(context: Context, loaded: LoadedModel, rows: list[_Row]) -> list[NDArray[np.float32] | ItemError]:
+def _embedded(context: Context[Any], loaded: LoadedModel, rows: list[_Row]) -> list[NDArray[np.float32] | ItemError]:
     return embed(context, loaded, own_contents(context, [_content(row) for row in rows]))
 
 

@@ -1,44 +1,21 @@
-"""Results as they are written: one row for each chunk, or for reports as many rows as their length asks for."""
+"""Results of any length, of jobs that have one chunk: as many rows as their length asks for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
 from revln.db import tables
 from revln.db.jobs.read import Job
+from revln.db.jobs.results import write_result
 from revln.jobs.state import ChunkState
 
-__all__ = ["begin_report_again", "write_report", "write_result"]
+__all__ = ["begin_report_again", "write_report"]
 
 _ROW_ITEMS = 500  # of a report; a page of it reads whole rows
-
-
-def write_result(
-    connection: Connection,
-    key: tuple[str, int],
-    attempt: int,
-    span: tuple[int, int],
-    items: Sequence[dict[str, Any]],
-    vectors: bytes | None = None,
-) -> None:
-    """Put a chunk's result in the place of an earlier one. ``span``: its first index, and for how many it stands."""
-    job_id, number = key
-    columns = tables.results.c
-    connection.execute(delete(tables.results).where(columns.job_id == job_id, columns.number == number))
-    connection.execute(
-        insert(tables.results).values(
-            job_id=job_id,
-            number=number,
-            attempt=attempt,
-            first_index=span[0],
-            n_items=span[1],  # a canceled chunk has fewer results
-            items=list(items),
-            vectors=vectors,
-        )
-    )
 
 
 def write_report(connection: Connection, key: tuple[str, int], attempt: int, items: Sequence[dict[str, Any]]) -> int:
@@ -67,20 +44,20 @@ def write_report(connection: Connection, key: tuple[str, int], attempt: int, ite
     return added
 
 
-def begin_report_again(connection: Connection, job: Job) -> dict[str, Any]:
-    """Set a locked job that writes a report back to its one chunk, without a result; the changed counters.
+def begin_report_again(connection: Connection, job: Job) -> Job:
+    """Set a locked job that writes a report back to its one chunk, without a result. Return it as it is then.
 
-    No change for any other job, whose items that were done stay done.
+    Any other job is left as it is: its items that were done stay done.
     """
     chunks, results = tables.chunks.c, tables.results.c
     first = connection.execute(
         select(chunks["items"], chunks.n_items).where(chunks.job_id == job.id, chunks.number == 0)
     ).one_or_none()
     if first is None or first[0] != [None] or not job.succeeded + job.failed:
-        return {}
+        return job
     connection.execute(delete(tables.results).where(results.job_id == job.id))
     added = connection.execute(delete(tables.chunks).where(chunks.job_id == job.id, chunks.number > 0)).rowcount
     connection.execute(
         update(tables.chunks).where(chunks.job_id == job.id, chunks.number == 0).values(n_items=1, succeeded=0)
     )
-    return {"total": 1, "succeeded": 0, "chunks_succeeded": job.chunks_succeeded - added}
+    return replace(job, total=1, succeeded=0, chunks_succeeded=job.chunks_succeeded - added)

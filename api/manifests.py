@@ -1,0 +1,57 @@
+"""Manifests, cut into chunks when a job names them: their items are checked one by one when they are run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import IO
+
+from api.problems import invalid
+from api.state import ApiState
+from revln.db.jobs.submit import NewChunk, Range
+from revln.errors import ItemNotFound
+
+__all__ = ["cut_manifest"]
+
+_LINE_MAX_BYTES = 2**20  # the longest item, fully escaped, takes a fifth of it
+_RANGE_MAX_BYTES = 64 * 2**20  # what a worker reads of a manifest at once, blank lines included
+
+
+def cut_manifest(state: ApiState, tenant: str, sha256: str, chunk_items: int) -> list[NewChunk]:
+    """Cut a manifest into byte ranges of ``chunk_items`` lines each, without ever holding it in memory.
+
+    Raises:
+        ValidationFailed: the tenant does not have it, or its lines are too many or too long, or none.
+    """
+    pointer = "/input/manifest/sha256"
+    chunks: list[NewChunk] = []
+    total = in_chunk = start = end = 0
+    try:
+        if not state.uploads.of(tenant, "manifest", [sha256]):
+            raise ItemNotFound
+        with state.blobs.open(sha256, "manifests") as file:
+            for begin, stop in _lines(file, pointer, state.settings.max_job_items):
+                if in_chunk == chunk_items or (in_chunk and stop - start > _RANGE_MAX_BYTES):
+                    chunks.append(NewChunk(total - in_chunk, in_chunk, Range(start, end - start)))
+                    in_chunk = 0
+                if not in_chunk:
+                    start = begin
+                total, in_chunk, end = total + 1, in_chunk + 1, stop
+    except ItemNotFound as err:
+        raise invalid(pointer, f"there is no manifest {sha256}; POST /v1/manifests uploads one") from err
+    if not total:
+        raise invalid(pointer, "the manifest has no items; it needs at least one line that is not blank")
+    return [*chunks, NewChunk(total - in_chunk, in_chunk, Range(start, end - start))]
+
+
+def _lines(file: IO[bytes], pointer: str, most: int) -> Iterator[tuple[int, int]]:
+    """Where each line that is not blank begins and ends."""
+    number = offset = 0
+    while line := file.readline(_LINE_MAX_BYTES + 1):
+        number += 1
+        if number > most:
+            raise invalid(pointer, f"more than {most} lines (REVLN_MAX_JOB_ITEMS); submit it as several jobs")
+        if len(line) > _LINE_MAX_BYTES:
+            raise invalid(pointer, f"line {number} is longer than {_LINE_MAX_BYTES:,} bytes; shorten it")
+        if line.strip():
+            yield offset, offset + len(line)
+        offset += len(line)

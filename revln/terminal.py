@@ -1,0 +1,28 @@
+"""What others wrote, shown on a terminal: its control characters as text, so that it can move, hide or run nothing."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import IO, Any
+
+import click
+
+__all__ = ["echo", "visible"]
+
+# C0 but tab and newline, DEL, C1; and what reorders the text around it.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_click_echo = click.echo
+
+
+def visible(text: str) -> str:
+    """Return ``text`` with control characters as escapes, as in ``\\x1b``."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def echo(message: Any = None, file: IO[Any] | None = None, nl: bool = True, err: bool = False, **more: Any) -> None:
+    """Do as `click.echo`; on a terminal without control characters. A file or a pipe gets what there is."""
+    stream = file or (sys.stderr if err else sys.stdout)
+    if isinstance(message, str) and stream.isatty():
+        message = visible(message)
+    _click_echo(message, file, nl, err, **more)
