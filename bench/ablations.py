@@ -23,7 +23,7 @@ from rich.table import Table
 from revln.models.revln.card import fingerprint
 
 _DATA = Path("../shared/data")
-_STAGES = ("text", "language", "joint", "caption")
+_STAGES = ("text", "joint", "language", "caption")
 _SHORT = (
     "--text-epochs=1", "--language-epochs=1", "--epochs=2", "--caption-epochs=1",
     "--train-size=128", "--freeze=7",
@@ -49,7 +49,7 @@ VARIANTS = [
     Variant("no COCO captions and none of their words", (), "text", extra=False),
     Variant("no captioning in the joint loss", ("--captioning", "0"), "joint"),
     Variant("with the hardest-negative hinge", ("--hardest", "0.5"), "joint"),
-    Variant("evidence from Flickr8k alone", ("--no-extra-evidence",), "caption"),
+    Variant("a decoder that saw no sentences alone first", ("--language-epochs", "0"), "language"),
 ]
 
 
@@ -89,7 +89,8 @@ def _take_over(variant: Variant, whole: Path, folder: Path) -> None:
 def _command(folder: Path, variant: Variant, options: Sequence[str]) -> list[str]:
     backbone = ("--backbone", _DATA / "mobilenet_v2/mobilenet_v2_imagenet1001.safetensors")
     extra = ("--extra-captions", _DATA / "coco_captions/captions.tsv.gz")
-    parts = (*(extra if variant.extra else ()), *(backbone if variant.backbone else ()))
+    data = ("--data", _DATA / "flickr8k/captions.jsonl")
+    parts = (*data, *(extra if variant.extra else ()), *(backbone if variant.backbone else ()))
     return [str(each) for each in ("train", "--out", folder, *parts, *_SHORT, *options, *variant.change)]
 
 

@@ -8,15 +8,15 @@ from typing import Any
 import click
 
 from revln.cli.evaluate import device_of, model_folder
-from revln.errors import RevlnError
+from revln.errors import RevlnError, ValidationFailed
 
 __all__ = ["train"]
 
-_DATA = Path("../shared/data")
 _FILE = click.Path(path_type=Path)
 _COUNT = click.IntRange(min=0)
 _SOME = click.IntRange(min=1)
 _WEIGHT = click.FloatRange(min=0)
+_MOST_WEIGHT = 100  # a pass is drawn as a list of its pictures
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
@@ -24,13 +24,36 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 @click.option(
     "--data",
     type=_FILE,
-    default=_DATA / "flickr8k/captions.jsonl",
-    show_default=True,
-    help="captions: JSONL, Flickr token file, Karpathy or COCO JSON",
+    multiple=True,
+    help="captions: JSONL, Flickr token file, Karpathy or COCO JSON; several times for several; the first one's dev "
+    "split is measured on",
+)
+@click.option(
+    "--images",
+    type=_FILE,
+    multiple=True,
+    help="folder or zip of pictures, for all --data or one for each in their order [default: images.zip beside each]",
 )
 @click.option("--data-dev", type=_FILE, help="captions of the dev split, where they are in a file of their own")
 @click.option(
-    "--images", type=_FILE, default=_DATA / "flickr8k/images.zip", show_default=True, help="folder or zip of pictures"
+    "--labels",
+    type=_FILE,
+    multiple=True,
+    help="label file: a line of JSON a picture, with file, source, split, and labels or captions",
+)
+@click.option("--label-images", type=_FILE, multiple=True, help="as --images, for --labels")
+@click.option(
+    "--weight",
+    "weights",
+    metavar="SOURCE=W",
+    multiple=True,
+    help="how often a pass sees the pictures of a source: a label file's, or a caption file's folder [default: once]",
+)
+@click.option(
+    "--held-out",
+    metavar="N",
+    type=_SOME,
+    help="measure on every Nth captioned picture of the label files, by its name's hash, and do not train on it",
 )
 @click.option("--out", type=_FILE, required=True, help="checkpoint folder; a run that was cut goes on from there")
 @click.option("--split-train", default="train", show_default=True)
@@ -46,7 +69,8 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     "teachers",
     metavar="NAME|DIR",
     multiple=True,
-    help="a model that embeds texts, or pictures too, whose similarities are learned; several: their mean",
+    help="a sentence encoder, whose space is learned, or a model that embeds pictures too, whose similarities are; "
+    "several: their mean",
 )
 @click.option(
     "--teaching",
@@ -55,22 +79,25 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     show_default=True,
     help="the teachers' share of the joint space's loss",
 )
-@click.option("--extra-captions", type=_FILE, help="captions without pictures (.tsv or .tsv.gz), for the language")
 @click.option(
-    "--extra-evidence/--no-extra-evidence",
-    default=True,
-    show_default=True,
-    help="retrieve from the extra captions too, in training",
+    "--classes",
+    type=_FILE,
+    help="names of the classes that the backbone's own classifier tells, a line each: soft labels under a teacher that "
+    "only reads",
 )
+@click.option("--extra-captions", type=_FILE, help="captions without pictures (.tsv or .tsv.gz), for the language")
 @click.option("--cache", type=_FILE, help="where the decoded pictures are kept [default: OUT/state]")
 @click.option("--config", type=_FILE, help="JSON of the networks' sizes [default: those of revln-tiny]")
 @click.option("--license", help="terms, as GET /v1/models will show them; default: those of --init or --config")
 @click.option("--seed", type=_COUNT, default=0, show_default=True)
 @click.option(
-    "--text-epochs", type=_COUNT, default=6, show_default=True, help="passes of the text encoder over extra captions"
+    "--text-epochs",
+    type=_COUNT,
+    help="passes of the text encoder over extra captions [default: 6], or over all sentences under a teacher that only "
+    "reads [default: 2]",
 )
 @click.option(
-    "--language-epochs", type=_COUNT, default=2, show_default=True, help="passes of the decoder over extra captions"
+    "--language-epochs", type=_COUNT, default=2, show_default=True, help="passes of the decoder over sentences alone"
 )
 @click.option("--epochs", "joint_epochs", type=_COUNT, default=14, show_default=True, help="passes of the joint space")
 @click.option(
@@ -119,10 +146,17 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 )
 @click.option(
     "--freeze",
-    type=click.IntRange(0, 19),
+    type=click.IntRange(0, 23),
     default=0,
     show_default=True,
-    help="trunk blocks that stay as they are, from the bottom; 19: all",
+    help="trunk blocks that stay as they are, from the bottom; all: 19 of MobileNetV2, 23 of EfficientNet-Lite2",
+)
+@click.option(
+    "--views",
+    type=_SOME,
+    metavar="V",
+    help="compute once, into --cache, what the --freeze blocks make of V views of each picture and of the whole one; "
+    "all stages start from there: on a CPU ten times as fast",
 )
 @click.option("--hardest", type=_WEIGHT, default=0.0, show_default=True, help="weight of the hardest-negative hinge")
 @click.option(
@@ -139,7 +173,7 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     "--save-every-s", type=_WEIGHT, default=300.0, show_default=True, help="seconds of work that a kill may cost"
 )
 @click.option("--time-limit-s", type=_POSITIVE, help="begin no step after so many seconds; what is there is written")
-def train(init: str | None, teachers: tuple[str, ...], **options: Any) -> None:
+def train(init: str | None, teachers: tuple[str, ...], weights: tuple[str, ...], **options: Any) -> None:
     """Train a model; OUT is then usable as one."""
     try:
         from revln.training.options import TrainOptions
@@ -147,6 +181,18 @@ def train(init: str | None, teachers: tuple[str, ...], **options: Any) -> None:
 
         options["device"] = device_of(options["device"])
         start = None if init is None else model_folder(init)
-        run(TrainOptions(init=start, teachers=tuple(map(model_folder, teachers)), **options))
+        taught = tuple(map(model_folder, teachers))
+        run(TrainOptions(init=start, teachers=taught, weights=tuple(map(_weight, weights)), **options))
     except RevlnError as err:
         raise click.ClickException(err.message) from err
+
+
+def _weight(value: str) -> tuple[str, float]:
+    source, _, weight = value.rpartition("=")
+    try:
+        number = float(weight)
+    except ValueError:
+        number = 0.0
+    if not source or not 0 < number <= _MOST_WEIGHT:
+        raise ValidationFailed(f"--weight {value} is no SOURCE=W with W above 0 and up to {_MOST_WEIGHT}: coco=2, say")
+    return source, number

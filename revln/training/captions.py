@@ -1,11 +1,14 @@
-"""The decoder: first the language alone, then captions of pictures, each prompted with retrieved captions.
+"""The decoder: first sentences alone, then captions of pictures, labelled pictures and sentences in turn.
 
-The prompt of a picture in training never holds its own captions, and is left out for a quarter of the examples, so
-that the decoder neither copies blindly nor is lost without evidence (Ramos et al., SmallCap, CVPR 2023).
+A sentence stands for its picture: the mean vector of a picture's sentences, with as much noise as makes it fit one of
+them as well as a picture's vector fits its captions, takes the picture's place (Li et al., DeCap, ICLR 2023; Nukrai et
+al., CapDec, EMNLP 2022), each modality's centre taken away (Zhang et al., C3, ICLR 2024). So the decoder writes of
+what no captioned picture shows, and reads evidence on every subject (`revln.training.evidence`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,55 +18,103 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from revln.models.revln.decoder import Captioner
 from revln.models.revln.net import RevlnNet
-from revln.models.revln.tokenizer import Tokenizer
-from revln.training.pixels import Augment, View
-from revln.training.stage import Stage, convolving, rng_of
+from revln.training.evidence import Prompter, Store
+from revln.training.examples import DecoderData, OfCaptioned, OfLabelled, OfTexts, Planned, Row, noisy
+from revln.training.stage import Stage, rng_of, steps_of
 
-__all__ = [
-    "CaptionData",
-    "DecoderTraining",
-    "Prompter",
-    "Retrieved",
-    "caption_loss",
-    "caption_stage",
-    "language_stage",
-    "target",
-]
+__all__ = ["DecoderTraining", "caption_loss", "caption_stage", "fitted_noise", "language_stage"]
 
 Ids = list[int]
+Vectors = npt.NDArray[np.float32]
 _LANGUAGE, _CAPTION = 3, 4  # in the keys of random generators
-# Share of training examples without evidence.
-_DROP_EVIDENCE = 0.25
 # Spread over the other tokens: a picture has five captions of the same right, and one is told at a time.
 _SMOOTHING = 0.05
-_TARGET_TOKENS = 40
+# Of the caption stage's steps.
+_OF_TEXTS, _OF_CAPTIONED, _OF_LABELLED = 0.50, 0.32, 0.18
+_BLIND = 0.35  # share of a picture's steps that show its vector only, as those of sentences do
 
 
 @dataclass(frozen=True, slots=True)
-class Prompter:
-    """Puts prompts together as the model will see them."""
+class DecoderTraining:
+    """What both stages share."""
 
-    tokenizer: Tokenizer
-    most: int  # captions
-    each: int  # tokens of each
+    net: RevlnNet
+    data: DecoderData
+    prompter: Prompter
+    batch: int
+    seed: int
+    validate: Callable[[], dict[str, float]]
+    device: torch.device
 
-    def __call__(self, rng: np.random.Generator, captions: Sequence[str], pool: int) -> Ids:
-        """A random number of the first ``pool`` of ``captions``, in their order; none for a quarter of the calls."""
-        pool = min(pool, len(captions))
-        most = min(self.most, pool)
-        if most == 0 or rng.random() < _DROP_EVIDENCE:
-            return self.tokenizer.prompt((), self.each)
-        # Mostly as many as there are room for, which is what the served model gets.
-        shown = most if rng.random() < 0.5 else int(rng.integers(1, most + 1))
-        chosen = np.sort(rng.choice(pool, shown, replace=False))
-        return self.tokenizer.prompt([(None, captions[i]) for i in chosen], self.each)
+    def stage(
+        self, name: str, epochs: int, steps: int, lr: float, draw: Callable[[int, int], Any], best: str | None
+    ) -> Stage:
+        captioner = self.net.captioner
+        parameters = [{"params": list(captioner.parameters()), "lr": lr}]
+        validate = self.validate if best else dict
+        return Stage(name, epochs, steps, parameters, {"captioner": captioner}, draw, self.loss, validate, best)
+
+    def loss(self, item: _Batch) -> Tensor:
+        """Sentences are seen as their noisy vectors, pictures as a view's vector and, mostly, its map."""
+        captioner, prompts = self.net.captioner, [row.prompt for row in item.rows]
+        if item.drawn is None:
+            seen = captioner.look(None, torch.from_numpy(item.vectors).to(self.device), self.data.centre)
+        else:
+            with torch.no_grad():  # the image encoder stays as it is
+                places = self.data.views.places(item.drawn)
+                vectors = self.net.image.embed(places)
+            seen = captioner.look(None if item.blind else places, vectors)
+        return caption_loss(captioner, seen, prompts, [row.target for row in item.rows])
 
 
-def caption_loss(captioner: Captioner, seen: Tensor | None, prompts: Sequence[Ids], targets: Sequence[Ids]) -> Tensor:
+def language_stage(training: DecoderTraining, epochs: int) -> Stage:
+    """A pass tells one sentence of each picture, from the vector of some of them."""
+    data, weights = training.data, training.data.group_weights
+    planned = Planned((training.seed, _LANGUAGE), weights, training.batch, OfTexts(data, training.prompter))
+
+    def draw(epoch: int, step: int) -> _Batch:
+        return _Batch(planned(epoch, step))
+
+    return training.stage("language", epochs, steps_of(weights, training.batch), 1.2e-3, draw, None)
+
+
+def caption_stage(training: DecoderTraining, epochs: int) -> Stage:
+    """A pass tells a caption of each captioned picture; steps of sentences and of labelled pictures lie between."""
+    data, prompter, seed, batch = training.data, training.prompter, training.seed, training.batch
+    n = len(data.captioned)
+    blind = training.net.captioner.vector_tokens > 0
+    parts: list[tuple[float, Sequence[float], Callable[[np.random.Generator, npt.NDArray[np.int64]], list[Row]]]] = [
+        (_OF_TEXTS if blind else 0.0, data.group_weights, OfTexts(data, prompter)),
+        (_OF_CAPTIONED, data.weights[:n], OfCaptioned(data, prompter)),
+    ]
+    if data.labelled:
+        parts.append((_OF_LABELLED, data.weights[n:], OfLabelled(data, prompter)))
+    kinds = [Planned((seed, _CAPTION, i), weights, batch, rows) for i, (_, weights, rows) in enumerate(parts)]
+    of_captioned = steps_of(data.weights[:n], batch)
+    # Of a few pictures a pass is a step or two, and the other kinds still have theirs.
+    counts = [math.ceil(of_captioned * share / _OF_CAPTIONED) for share, *_ in parts]
+
+    @lru_cache(maxsize=2)
+    def order(epoch: int) -> npt.NDArray[np.int64]:
+        return rng_of(seed, _CAPTION, 3, epoch).permutation(np.repeat(np.arange(len(kinds)), counts))
+
+    def draw(epoch: int, step: int) -> _Batch:
+        kind = int(order(epoch)[step])
+        rows = kinds[kind](epoch, int((order(epoch)[:step] == kind).sum()))
+        if kind == 0:
+            return _Batch(rows)
+        rng = rng_of(seed, _CAPTION, 4, epoch, step)
+        pictures = np.array([row.picture for row in rows])
+        return _Batch(rows, data.views.draw(rng, pictures), blind and bool(rng.random() < _BLIND))
+
+    return training.stage("caption", epochs, sum(counts), 6e-4, draw, "dev")
+
+
+def caption_loss(captioner: Captioner, seen: Tensor, prompts: Sequence[Ids], targets: Sequence[Ids]) -> Tensor:
     """Mean negative log-likelihood of the targets' tokens and end tokens; the prompts' tokens cost nothing.
 
     In training mode the likelihood is smoothed.
@@ -73,136 +124,30 @@ def caption_loss(captioner: Captioner, seen: Tensor | None, prompts: Sequence[Id
     return F.cross_entropy(logits[real], ids[real], label_smoothing=smoothing)
 
 
-def language_stage(
-    captioner: Captioner, groups: Sequence[Sequence[str]], prompter: Prompter, epochs: int, batch: int, seed: int
-) -> Stage:
-    """Captions without pictures: one of a picture's captions is told, after a prompt with some of the others."""
+def fitted_noise(store: Store, groups: Sequence[Sequence[int]], wanted: float) -> tuple[float, Vectors]:
+    """Return the noise with which the vector of a picture's sentences fits another of it by a cosine of ``wanted``.
 
-    def example(rng: np.random.Generator, i: int) -> _Example:
-        shuffled = [groups[i][j] for j in rng.permutation(len(groups[i]))]
-        return _Example(i, prompter(rng, shuffled[1:], prompter.most), target(prompter.tokenizer, shuffled[0]))
-
-    draw = _Bucketed((seed, _LANGUAGE), len(groups), batch, example)
-
-    def loss(rows: Sequence[_Example]) -> Tensor:
-        return caption_loss(captioner, None, [row.prompt for row in rows], [row.target for row in rows])
-
-    parameters = [{"params": list(captioner.gpt2.parameters()), "lr": 1e-3}]
-    modules: dict[str, nn.Module] = {"captioner": captioner}
-    return Stage("language", epochs, max(1, len(groups) // batch), parameters, modules, draw, loss)
-
-
-@dataclass(frozen=True, slots=True)
-class Retrieved:
-    """What one store gave for each picture, best first, and from how many of the first a prompt is drawn."""
-
-    captions: Sequence[Sequence[str]]
-    pool: int
+    Returns:
+        The noise, and the mean (D,) of such vectors.
+    """
+    rng, usable = rng_of(_LANGUAGE), [group for group in groups if len(group) > 1] or list(groups)
+    some = [usable[i] for i in rng.permutation(len(usable))[:1500]]
+    means = np.stack([store.vectors[list(group[1:] or group)].mean(axis=0) for group in some])
+    told = store.vectors[[group[0] for group in some]]
+    noise, moved = 0.0, means
+    for noise in np.arange(0.1, 4.0, 0.1):
+        moved = noisy(rng_of(_LANGUAGE, 1), means, float(noise))
+        if (moved * told).sum(axis=1).mean() <= wanted:
+            break
+    return float(noise), moved.mean(axis=0)
 
 
 @dataclass(frozen=True, slots=True)
-class CaptionData:
-    """Pictures, their captions, and what was retrieved for them from each store; a prompt is of one of them."""
+class _Batch:
+    rows: list[Row]
+    drawn: Any = None  # of the pictures; None: sentences
+    blind: bool = False
 
-    images: npt.NDArray[np.uint8]
-    mirror: npt.NDArray[np.bool_]
-    captions: Sequence[Sequence[str]]
-    stores: Sequence[Retrieved]
-
-    def prompt(self, prompter: Prompter, rng: np.random.Generator, picture: int) -> Ids:
-        store = self.stores[int(rng.integers(len(self.stores)))]
-        return prompter(rng, store.captions[picture], store.pool)
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderTraining:
-    """What the stages of the decoder over the trained trunk share: the best epoch is chosen by dev's CIDEr."""
-
-    net: RevlnNet
-    data: CaptionData
-    prompter: Prompter
-    augment: Augment
-    batch: int  # pictures
-    seed: int
-    validate: Callable[[], dict[str, float]]
-    device: torch.device
-
-    def view(self, rng: np.random.Generator, pictures: npt.NDArray[np.int64]) -> View:
-        return self.augment.draw(rng, self.data.images[pictures], self.data.mirror[pictures])
-
-    @torch.no_grad()
-    def places(self, view: View) -> Tensor:
-        """(B, P, C) of the trunk, which these stages leave as it is."""
-        with convolving(self.device):
-            return self.net.image.places(self.augment(view, self.device))
-
-    def stage(
-        self, name: str, epochs: int, lr: float, draw: Callable[[int, int], Any], loss: Callable[[Any], Tensor]
-    ) -> Stage:
-        captioner = self.net.captioner
-        parameters = [{"params": list(captioner.parameters()), "lr": lr}]
-        steps = max(1, len(self.data.captions) // self.batch)
-        return Stage(
-            name, epochs, steps, parameters, {"captioner": captioner}, draw, loss, self.validate, best_by="cider"
-        )
-
-
-def caption_stage(training: DecoderTraining, epochs: int) -> Stage:
-    """A pass tells two captions of each picture, of one view of it."""
-    data, prompter, captioner, seed = training.data, training.prompter, training.net.captioner, training.seed
-
-    def example(rng: np.random.Generator, i: int) -> _Example:
-        told = data.captions[i][int(rng.integers(len(data.captions[i])))]
-        return _Example(i, data.prompt(prompter, rng, i), target(prompter.tokenizer, told))
-
-    bucketed = _Bucketed((seed, _CAPTION), len(data.captions), training.batch, example)
-
-    def draw(epoch: int, step: int) -> tuple[View, list[_Example]]:
-        rows, rng = bucketed(epoch, step), rng_of(seed, _CAPTION, epoch, step, 1)
-        view = training.view(rng, np.array([row.picture for row in rows]))
-        return view, [*rows, *(example(rng, row.picture) for row in rows)]
-
-    def loss(item: tuple[View, list[_Example]]) -> Tensor:
-        view, rows = item
-        places = training.places(view)
-        seen = captioner.look(places, training.net.image.embed(places)).repeat(2, 1, 1)
-        return caption_loss(captioner, seen, [row.prompt for row in rows], [row.target for row in rows])
-
-    return training.stage("caption", epochs, 6e-4, draw, loss)
-
-
-@dataclass(frozen=True, slots=True)
-class _Example:
-    picture: int
-    prompt: Ids
-    target: Ids
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.target)
-
-
-class _Bucketed:
-    """All of n in random order, but rows of like length together: padding was half of every batch without that."""
-
-    def __init__(
-        self, key: tuple[int, int], n: int, batch: int, example: Callable[[np.random.Generator, int], _Example]
-    ) -> None:
-        self._key, self._n, self._batch, self._example = key, n, batch, example
-        self._epoch = lru_cache(maxsize=1)(self._plan)
-
-    def __call__(self, epoch: int, step: int) -> list[_Example]:
-        return self._epoch(epoch)[step]
-
-    def _plan(self, epoch: int) -> list[list[_Example]]:
-        rng, batch = rng_of(*self._key, epoch), self._batch
-        order = rng.permutation(self._n)[: max(1, self._n // batch) * batch]
-        plan = []
-        for start in range(0, len(order), batch * 16):
-            rows = sorted((self._example(rng, int(i)) for i in order[start : start + batch * 16]), key=len)
-            plan += [rows[first : first + batch] for first in rng.permutation(range(0, len(rows), batch))]
-        return plan
-
-
-def target(tokenizer: Tokenizer, caption: str) -> Ids:
-    """Without its full stop, which half of the captions lack: the end token says the same."""
-    return tokenizer.encode(caption.strip().rstrip(". "))[:_TARGET_TOKENS]
+    @property
+    def vectors(self) -> Vectors:
+        return np.stack([row.vector for row in self.rows if row.vector is not None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,8 @@ __all__ = ["Scale", "contrastive_loss", "dev_recall", "embed_images", "embed_tex
 
 # The margin of VSE++.
 _MARGIN = 0.2
+# A logit that adds nothing to a sum of exponentials.
+_NO_NEGATIVE = -1e4
 
 
 class Scale(nn.Module):
@@ -31,18 +34,32 @@ class Scale(nn.Module):
         return self.log.exp().clamp(max=100.0)
 
 
-def contrastive_loss(images: Tensor, texts: Tensor, owner: Tensor, scale: Tensor, hardest: float) -> Tensor:
+def contrastive_loss(
+    images: Tensor,
+    texts: Tensor,
+    owner: Tensor,
+    scale: Tensor,
+    hardest: float,
+    fits: Tensor | None = None,
+    extra: Tensor | None = None,
+) -> Tensor:
     """(B, D) and (N, D) unit vectors, text n of image owner[n] → scalar.
 
-    The other captions of a picture are neither its positives in this term nor its negatives: they are left out.
+    The other captions of a picture are neither its positives in this term nor its negatives: they are left out; and so
+    are pairs that ``fits`` (B, N) marks. ``extra`` (E, D) are texts of no picture, half as wrong an answer as others.
     """
     cosine = images.float() @ texts.float().T  # (B, N)
     mine = owner[None, :] == torch.arange(len(images), device=owner.device)[:, None]  # (B, N)
+    mine = mine if fits is None else mine | fits
     positive = cosine[owner, torch.arange(len(texts), device=owner.device)]  # (N,)
-    # Masked after scaling: −inf times the scale has no gradient with respect to the scale but NaN.
-    scaled = (scale * cosine).masked_fill(mine, -torch.inf)
+    # Masked after scaling: −inf times the scale has no gradient with respect to the scale but NaN. The finite floor is
+    # for a row that is left without any negative.
+    scaled = (scale * cosine).masked_fill(mine, _NO_NEGATIVE)
     # −log(e^p / (e^p + Σ e^n)) = softplus(log Σ e^n − p), for each caption as query and as answer.
-    to_text = nn.functional.softplus(scaled.logsumexp(dim=1)[owner] - scale * positive)
+    wrong = scaled.logsumexp(dim=1)  # (B,)
+    if extra is not None and len(extra):
+        wrong = torch.logaddexp(wrong, (scale * images.float() @ extra.float().T).logsumexp(dim=1) - math.log(2))
+    to_text = nn.functional.softplus(wrong[owner] - scale * positive)
     to_image = nn.functional.softplus(scaled.logsumexp(dim=0) - scale * positive)
     loss = (to_text + to_image).mean() / 2
     if hardest > 0:
@@ -58,8 +75,10 @@ def embed_images(
     image: ImageEncoder, images: npt.NDArray[np.uint8], mirror: bool, device: torch.device
 ) -> npt.NDArray[np.float32]:
     """(N, 3, S, S) uint8 → (N, D), as `ImageEncoder.vectors` makes them."""
-    rows = [image.vectors(whole(images[at], device), mirror).float().cpu() for at in batches_of(len(images))]
-    return torch.cat(rows).numpy()
+    out = np.empty((len(images), image.pool.mean.out_features), dtype=np.float32)
+    for at in batches_of(len(images)):
+        out[at] = image.vectors(whole(images[at], device), mirror).cpu().numpy()
+    return out
 
 
 @torch.inference_mode()

@@ -9,10 +9,10 @@ import click
 
 __all__ = ["Curves"]
 
-_COLUMNS = ("stage", "epoch", "seconds", "loss", "dev_loss",
-            "i2t_r1", "i2t_r10", "t2i_r1", "t2i_r10", "recall", "bleu4", "cider", "cider_bare")  # fmt: skip
+_COLUMNS = ("stage", "epoch", "seconds", "loss", "i2t_r1", "i2t_r10", "t2i_r1", "t2i_r10", "recall", "names",
+            "bleu4", "cider", "cider_bare", "cider_told", "dev")  # fmt: skip
 # Losses go by the left-hand scale, the rest, which is never both recalls and captions, by the right-hand one.
-_LOSSES = frozenset({"loss", "dev_loss"})
+_LOSSES = frozenset({"loss"})
 
 
 class Curves:

@@ -23,7 +23,7 @@ from revln.errors import ImageError, ValidationFailed
 from revln.images import ImageLimits, decode_image
 from revln.training.formats import Example, read_examples
 
-__all__ = ["Example", "Pictures", "is_held_out", "read_captions", "read_extra_captions"]
+__all__ = ["Albums", "Example", "Pictures", "is_held_out", "read_captions", "read_extra_captions"]
 
 # What a file may do when it is read and unpacked. zipfile: RuntimeError for a locked or an unknown way of packing,
 # ValueError for an impossible name.
@@ -129,6 +129,30 @@ class Pictures:
         return ValidationFailed(
             f"the picture {file} cannot be read from {self._folder}: {err} (mend it, or leave it out of the captions)"
         )
+
+
+class Albums:
+    """Pictures of several folders and zips, each by the path of folder or zip and its file name: ``a.zip/0.png``."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._albums = {str(path): Pictures(path) for path in dict.fromkeys(paths)}
+
+    def identity(self, files: Sequence[str]) -> list[list[str | int]]:
+        """Return what a cache of these pictures hangs on."""
+        inside: dict[str, list[str]] = {}
+        for file in files:
+            album, name = self._split(file)
+            inside.setdefault(album, []).append(name)
+        return [self._albums[album].identity(names) for album, names in inside.items()]
+
+    def __getitem__(self, file: str) -> Image.Image:
+        """Raises as `Pictures` does."""
+        album, name = self._split(file)
+        return self._albums[album][name]
+
+    def _split(self, file: str) -> tuple[str, str]:
+        album = max((path for path in self._albums if file.startswith(f"{path}/")), key=len)
+        return album, file[len(album) + 1 :]
 
 
 def _need(path: Path, what: str) -> None:

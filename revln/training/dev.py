@@ -1,83 +1,125 @@
-"""How well the decoder does on the dev split after each epoch: greedy captions, with evidence and without."""
+"""How well the decoder does on the dev split, told evidence of every quality; and what its confidence is made of."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from revln.models.base import CaptionOptions
-from revln.models.decoding import Row
-from revln.models.revln.decoder import Captioner
+from revln.models.revln.captioning import CONFIDENCE_FEATURES, PreparedCaption, candidates, caption
+from revln.models.revln.card import RevlnConfig
 from revln.models.revln.net import RevlnNet
-from revln.training.captions import Prompter, caption_loss, target
-from revln.training.metrics import score_captions
-from revln.training.pixels import batches_of, whole
+from revln.models.revln.tokenizer import Tokenizer
+from revln.training.calibrate import fitted_confidence
+from revln.training.evidence import Store, nearest_captions
+from revln.training.metrics import Cider, score_captions, tokenize
+from revln.training.pixels import batches_of
 
 __all__ = ["DevCaptions"]
 
 # Of the dev split's pictures: enough to choose an epoch by, and seconds an epoch.
 _MOST = 500
 _GREEDY = CaptionOptions(num_beams=1)
+_SERVED = CaptionOptions(num_beams=3)
 
 
 @dataclass(frozen=True, slots=True)
 class DevCaptions:
-    """The dev pictures' feature maps, which no stage of the decoder changes, and what is asked of it."""
+    """The dev pictures' feature maps, which no stage of the decoder changes, and what each is told.
 
+    Attributes:
+        evidence: of every picture, by its quality: ``bare`` nothing, ``store`` what was retrieved, ``told`` one of its
+            own captions, ``misled`` a stranger's.
+    """
+
+    net: RevlnNet
+    config: RevlnConfig
+    tokenizer: Tokenizer
     places: Tensor  # (N, P, C) float16
-    vectors: Tensor  # (N, D)
     references: Sequence[Sequence[str]]
-    evidence: Sequence[Sequence[str]]
-    prompter: Prompter
-    device: torch.device
+    evidence: Mapping[str, Sequence[Sequence[str]]]
 
     @classmethod
     @torch.inference_mode()
     def of(
         cls,
         net: RevlnNet,
-        images: npt.NDArray[np.uint8],
+        config: RevlnConfig,
+        tokenizer: Tokenizer,
+        places: Iterator[Tensor],
         references: Sequence[Sequence[str]],
-        evidence: Sequence[Sequence[str]],
-        prompter: Prompter,
-        device: torch.device,
+        store: Store,
     ) -> DevCaptions:
-        """``evidence`` is best first; as many are shown as the served model shows."""
-        net.eval()
-        n = min(_MOST, len(images))
-        maps = [net.image.places(whole(images[at], device)) for at in batches_of(n)]
-        vectors = torch.cat([net.image.embed(places).cpu() for places in maps])
-        maps = [places.half().cpu() for places in maps]
-        shown = [row[: prompter.most] for row in evidence[:n]]
-        return cls(torch.cat(maps), vectors, references[:n], shown, prompter, device)
+        """``places``: feature maps of all of dev, batch by batch; of many pictures some are taken, evenly."""
+        some = np.unique(np.linspace(0, len(references) - 1, _MOST).astype(int)).tolist()
+        maps = torch.cat([part.half().cpu() for part in places])[some]
+        device = next(net.parameters()).device
+        vectors = torch.cat([net.image.embed(maps[at].float().to(device)).cpu() for at in batches_of(len(maps))])
+        told = [references[i] for i in some]
+        found = nearest_captions(vectors.numpy(), store.vectors, config.max_evidence)
+        evidence: dict[str, Sequence[Sequence[str]]] = {
+            "bare": [()] * len(told),
+            "store": [[store.texts[j] for j in row] for row in found],
+            "misled": [told[i - 1][:1] for i in range(len(told))],
+        }
+        if all(len(texts) > 1 for texts in told):
+            evidence["told"] = [texts[:1] for texts in told]
+        return cls(net, replace(config, caption_confidence=None), tokenizer, maps, told, evidence)
 
     @torch.inference_mode()
-    def figures(self, captioner: Captioner) -> dict[str, float]:
-        """dev_loss of each first caption; BLEU-4 and CIDEr of greedy captions; CIDEr of those without evidence."""
-        tokenizer, each = self.prompter.tokenizer, self.prompter.each
-        losses, told, bare = [], [], []
-        for at in batches_of(len(self.places)):
-            seen = captioner.look(self.places[at].float().to(self.device), self.vectors[at].to(self.device))
-            prompts = [tokenizer.prompt([(None, text) for text in shown], each) for shown in self.evidence[at]]
-            targets = [target(tokenizer, texts[0]) for texts in self.references[at]]
-            losses.append(float(caption_loss(captioner, seen, prompts, targets)))
-            told += _tell(captioner, seen, prompts)
-            bare += _tell(captioner, seen, [tokenizer.prompt((), each)] * len(prompts))
-        with_evidence, without = (
-            score_captions([tokenizer.decode(row) for row in rows], self.references) for rows in (told, bare)
-        )
+    def figures(self) -> dict[str, float]:
+        """CIDEr of greedy captions: bare, from the store and told; ``dev`` is their mean. BLEU-4 is the store's."""
+        scores = {}
+        for quality in self.evidence:
+            if quality != "misled":
+                found = [
+                    caption(self.net, self.config, self.tokenizer, places, batch)
+                    for places, batch in self._batches(quality, _GREEDY)
+                ]
+                told = [self.tokenizer.decode(row[0][0]) for rows in found for row in rows]
+                scores[quality] = score_captions(told, self._references(quality))
         return {
-            "dev_loss": sum(losses) / len(losses),
-            "bleu4": with_evidence["bleu4"],
-            "cider": with_evidence["cider"],
-            "cider_bare": without["cider"],
+            "bleu4": scores["store"]["bleu4"],
+            "cider": scores["store"]["cider"],
+            **{f"cider_{quality}": score["cider"] for quality, score in scores.items() if quality != "store"},
+            "dev": float(np.mean([score["cider"] for score in scores.values()])),
         }
 
+    @torch.inference_mode()
+    def confidence(self) -> list[float]:
+        """Return the weights of `RevlnConfig.caption_confidence`, fitted on every candidate under every evidence."""
+        # Any weights let retrieved captions compete; these rank nothing.
+        config = replace(self.config, caption_confidence=[0.0] * (1 + len(CONFIDENCE_FEATURES)))
+        features, scores = [], []
+        for quality in self.evidence:
+            references = [[tokenize(text) for text in texts] for texts in self._references(quality)]
+            cider = Cider(references)
+            found = [
+                row
+                for places, batch in self._batches(quality, _SERVED)
+                for row in candidates(self.net, config, self.tokenizer, places, batch)
+            ]
+            for row, mine in zip(found, references, strict=True):
+                for one in row:
+                    features.append(one.features)
+                    scores.append(cider.of(tokenize(self.tokenizer.decode(one.ids)), mine))
+        return fitted_confidence(np.array(features), np.array(scores))
 
-def _tell(captioner: Captioner, seen: Tensor, prompts: Sequence[list[int]]) -> list[tuple[int, ...]]:
-    return [best.ids for best, *_ in captioner.generate(seen, [Row(prompt) for prompt in prompts], _GREEDY)]
+    def _references(self, quality: str) -> list[Sequence[str]]:
+        return [texts[1:] if quality == "told" else texts for texts in self.references]
+
+    def _batches(self, quality: str, options: CaptionOptions) -> Iterator[tuple[Tensor, list[PreparedCaption]]]:
+        options = replace(
+            options,
+            no_repeat_ngram_size=self.config.caption_no_repeat_ngram_size,
+            max_new_tokens=min(options.max_new_tokens, self.config.max_new_tokens),
+        )
+        device, none = next(self.net.parameters()).device, torch.empty(0)
+        for at in batches_of(len(self.places)):
+            evidence = self.evidence[quality][at]
+            batch = [PreparedCaption(none, tuple(texts), (), options, 0) for texts in evidence]
+            yield self.places[at].float().to(device), batch

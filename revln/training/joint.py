@@ -11,21 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from revln.models.revln.net import RevlnNet
 from revln.models.revln.text_gru import TextEncoder, pad
 from revln.models.revln.tokenizer import Tokenizer
-from revln.training.captions import caption_loss, target
+from revln.training.captions import caption_loss
 from revln.training.contrast import Scale, contrastive_loss
-from revln.training.pixels import Augment, View
-from revln.training.stage import Stage, convolving, rng_of, rows_of
-from revln.training.teacher import Asked, Teacher, teaching_loss
+from revln.training.examples import target
+from revln.training.stage import Stage, convolving, rng_of, rows_of, steps_of
+from revln.training.teacher import Teacher, teaching_loss
+from revln.training.views import Views
 
 __all__ = ["JointData", "JointOptions", "Told", "joint_stage", "text_stage", "without_some"]
 
@@ -49,6 +49,7 @@ class JointOptions:
     word_dropout: float = 0.0  # of what the text encoder reads
     teaching: float = 0.75  # the teachers' share, where there are any; the rest is InfoNCE's and the hinge's
     freeze: int = 0
+    best_by: str | None = "dev"  # None: nothing is measured, and the last epoch is taken
 
 
 class Told(NamedTuple):
@@ -60,11 +61,11 @@ class Told(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class JointData:
-    """Pictures (N, 3, S, S) uint8, whether each may be mirrored, and its captions."""
+    """Pictures, by the numbers of ``views``, and what is told of each: captions, or sentences with its names."""
 
-    images: npt.NDArray[np.uint8]
-    mirror: npt.NDArray[np.bool_]
+    views: Views
     captions: Sequence[Sequence[Told]]
+    weights: Sequence[float]
     extra: Sequence[Sequence[Told]]  # captions of pictures that are not here
     tokenizer: Tokenizer  # for the decoder
     prompt: Ids  # of the decoder, without evidence
@@ -77,7 +78,7 @@ def text_stage(
     scale = Scale().to(device)
 
     def draw(epoch: int, step: int) -> list[Ids]:
-        chosen = rows_of((seed, _TEXT, epoch), len(extra), batch, step)
+        chosen = rows_of((seed, _TEXT, epoch), [1.0] * len(extra), batch, step)
         return _pairs(rng_of(seed, _TEXT, epoch, step), [extra[i] for i in chosen])
 
     groups = [{"params": [*text.parameters(), *scale.parameters()], "lr": 1e-3}]
@@ -88,37 +89,36 @@ def text_stage(
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    view: View
+    drawn: Any  # views
     rows: list[Ids]  # captions, up to ``each`` a picture, as the text encoder reads them
     owner: Tensor  # (N,)
+    fits: Tensor  # (B, N) where a caption is one of the picture's: of a label, say, that several pictures have
     told: list[Ids]  # a caption of each of the first pictures, for the decoder
     extra: list[Ids]
-    asked: Asked  # what ``rows`` and ``extra`` were made of
+    texts: list[str]  # what ``rows`` and ``extra`` were made of
 
 
 def joint_stage(
     net: RevlnNet,
     data: JointData,
-    augment: Augment,
     options: JointOptions,
     validate: Callable[[], dict[str, float]],
     device: torch.device,
     teachers: Callable[[], Sequence[Teacher]] = tuple,
 ) -> Stage:
-    """Pictures, each in a random view, against ``each`` random captions of each; the best epoch by dev's recall.
+    """Pictures, each in a random view, against ``each`` random captions of each; the best epoch by dev.
 
     ``teachers`` is called in every step.
     """
     image, text = net.image, net.text
     scale, extra_scale = Scale().to(device), Scale().to(device)
-    frozen, tail = image.trunk[: options.freeze], image.trunk[options.freeze :]
-    frozen.requires_grad_(False)
+    tail = image.trunk[options.freeze :]
     usable = [group for group in data.extra if len(group) > 1]
     told = options.batch // 2 if options.captioning > 0 else 0
 
     def draw(epoch: int, step: int) -> _Batch:
         rng = rng_of(options.seed, _JOINT, epoch, step)
-        chosen = rows_of((options.seed, _JOINT, epoch), len(data.captions), options.batch, step)
+        chosen = rows_of((options.seed, _JOINT, epoch), data.weights, options.batch, step)
         picks = [rng.permutation(len(data.captions[i]))[: options.each] for i in chosen]
         mine = [data.captions[i][j] for i, pick in zip(chosen, picks, strict=True) for j in pick]
         rows = [without_some(rng, each.ids, options.word_dropout) for each in mine]
@@ -127,26 +127,26 @@ def joint_stage(
         if usable and options.extra_texts > 0:
             some = rng.choice(len(usable), min(len(usable), options.batch), replace=False)
             extra = _pairs(rng, [usable[i] for i in some])
-        view = augment.draw(rng, data.images[chosen], data.mirror[chosen])
+        drawn = data.views.draw(rng, chosen)
+        all_of = [{each.text for each in data.captions[i]} for i in chosen]
+        fits = torch.tensor([[each.text in texts for each in mine] for texts in all_of], device=device)
         first = [data.captions[i][pick[0]].text for i, pick in zip(chosen[:told], picks[:told], strict=True)]
-        asked = Asked(
-            [each.text for each in (*mine, *extra)], owner, [[each.text for each in data.captions[i]] for i in chosen]
-        )
         targets = [target(data.tokenizer, text) for text in first]
-        return _Batch(view, rows, owner, targets, [each.ids for each in extra], asked)
+        return _Batch(
+            drawn, rows, owner, fits, targets, [each.ids for each in extra], [each.text for each in (*mine, *extra)]
+        )
 
     def loss(item: _Batch) -> Tensor:
-        views = augment(item.view, device)
+        places = data.views.places(item.drawn)
         with convolving(device):
-            places = image.places(views)
             vectors = image.embed(places)
         texts = _texts(text, item.rows, device)
         extra = _texts(text, item.extra, device) if item.extra else texts[:0]
         total = _contrast(vectors, texts, item, scale, options)
         if present := teachers():
             with torch.autocast(device.type, enabled=False):
-                answers = [one.answers(views, item.asked) for one in present]
-                taught = teaching_loss(vectors, torch.cat([texts, extra]), scale(), extra_scale(), answers)
+                answers = [one.answers(data.views.seen(item.drawn), item.texts) for one in present]
+                taught = teaching_loss(vectors, torch.cat([texts, extra]), scale(), answers)
             total = (1 - options.teaching) * total + options.teaching * taught
         if item.extra:
             total = total + options.extra_texts * _between(extra, extra_scale)
@@ -164,18 +164,19 @@ def joint_stage(
         {"params": list(tail.parameters()), "lr": 1e-4},
     ]
     modules = {"image": image, "text": text, "captioner": net.captioner, "scale": scale, "extra_scale": extra_scale}
-    steps = max(1, len(data.captions) // options.batch)
     groups = [group for group in groups if group["params"]]
-    return Stage("joint", options.epochs, steps, groups, modules, draw, loss, validate, best_by="recall")
+    steps = steps_of(data.weights, options.batch)
+    return Stage("joint", options.epochs, steps, groups, modules, draw, loss, validate, options.best_by)
 
 
 def _contrast(vectors: Tensor, texts: Tensor, item: _Batch, scale: Scale, options: JointOptions) -> Tensor:
     with torch.autocast(vectors.device.type, enabled=False):  # three digits of a cosine cannot tell near ones apart
-        loss = contrastive_loss(vectors, texts, item.owner, scale(), options.hardest)
+        loss = contrastive_loss(vectors, texts, item.owner, scale(), options.hardest, item.fits)
         if options.between_texts > 0:
             first = torch.searchsorted(item.owner, torch.arange(len(vectors), device=item.owner.device))
             # Each picture's first caption in the place of the picture; it is its own positive, at no cost.
-            loss = loss + options.between_texts * contrastive_loss(texts[first], texts, item.owner, scale(), 0.0)
+            between = contrastive_loss(texts[first], texts, item.owner, scale(), 0.0, item.fits)
+            loss = loss + options.between_texts * between
     return loss
 
 

@@ -91,12 +91,17 @@ class Cider:
         for several in corpus:
             self._frequency.update(set().union(*(_all_grams(ref) for ref in several)))
         self._log_images = math.log(len(corpus))
+        # References are scored against again and again, of every candidate.
+        self._weighed: dict[tuple[str, ...], _Weighed] = {}
 
     def of(self, hyp: Words, references: Sequence[Words]) -> float:
         """One caption's score."""
         mine, total = self._weigh(hyp), 0.0
         for ref in references:
-            theirs = self._weigh(ref)
+            key = tuple(ref)
+            if key not in self._weighed:
+                self._weighed[key] = self._weigh(ref)
+            theirs = self._weighed[key]
             length = math.exp(-((mine.length - theirs.length) ** 2) / (2 * _SIGMA**2))
             for n in range(4):
                 a, b = mine.grams[n], theirs.grams[n]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from uuid import uuid4
 
 import numpy as np
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from revln.models.revln.image_cnn import pixels
 from revln.progress_bar import tracked
-from revln.training.data import Pictures
+from revln.training.data import Albums, Pictures
 
-__all__ = ["Augment", "View", "batches_of", "cache_pixels", "may_be_mirrored", "whole"]
+__all__ = ["Augment", "View", "batches_of", "cache_pixels", "keep_array", "may_be_mirrored", "whole"]
 
 # What a mirror image would make a lie.
 _SIDES = re.compile(r"\b(left|right|clockwise|counterclockwise|letters?|words?|sign|reads?|reading)\b", re.IGNORECASE)
@@ -33,27 +33,39 @@ def may_be_mirrored(captions: Sequence[str]) -> bool:
     return not any(_SIDES.search(text) for text in captions)
 
 
-def cache_pixels(files: Sequence[str], pictures: Pictures, size: int, cache: Path) -> npt.NDArray[np.uint8]:
+def cache_pixels(files: Sequence[str], pictures: Albums | Pictures, size: int, cache: Path) -> npt.NDArray[np.uint8]:
     """(N, 3, S, S) uint8, memory-mapped: what the served model's ``prepare`` makes of each picture.
 
-    The file is named after what it hangs on; one that was cut short is made anew. Runs may share the folder.
+    The file is named after what it hangs on. Runs may share the folder.
     """
+    if not files:
+        return np.empty((0, 3, size, size), dtype=np.uint8)  # which cannot be mapped
+
+    def fill(out: npt.NDArray[Any]) -> None:
+        for i, file in enumerate(tracked(files, "pictures")):
+            out[i] = pixels(pictures[file], size).numpy()
+
     name = hashlib.sha256(json.dumps([pictures.identity(files), size, list(files)]).encode()).hexdigest()[:16]
-    path = cache / f"pixels-{name}.npy"
+    return keep_array(cache / f"pixels-{name}.npy", np.uint8, (len(files), 3, size, size), fill)
+
+
+def keep_array(
+    path: Path, dtype: type[np.generic], shape: tuple[int, ...], fill: Callable[[npt.NDArray[Any]], None]
+) -> npt.NDArray[Any]:
+    """Return a memory-mapped array that ``fill`` writes once; one that was cut short is made anew."""
     if not path.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own: a second run at the same time would empty the first one's file while it is written.
         partial = path.with_suffix(f".{uuid4().hex}.part")
         try:
-            out = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(files), 3, size, size))
-            for i, file in enumerate(tracked(files, "pictures")):
-                out[i] = pixels(pictures[file], size).numpy()
+            out = np.lib.format.open_memmap(partial, "w+", dtype, shape)
+            fill(out)
             out.flush()
             # Renamed only when whole: a run that was killed leaves a .part, never a cache with zeros in it.
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
-    return cast("npt.NDArray[np.uint8]", np.load(path, mmap_mode="r"))
+    return cast("npt.NDArray[Any]", np.load(path, mmap_mode="r"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from revln.progress_bar import progress_bar
 from revln.training.curves import Curves
 from revln.training.progress import Progress
 
-__all__ = ["Schedule", "Stage", "convolving", "rng_of", "rows_of", "run_stage"]
+__all__ = ["Schedule", "Stage", "convolving", "endless_rows", "rng_of", "rows_of", "run_stage", "steps_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +67,33 @@ def rng_of(*key: int) -> np.random.Generator:
 
 
 @lru_cache(maxsize=4)
-def _order(key: tuple[int, ...], n: int) -> npt.NDArray[np.int64]:
-    return rng_of(*key).permutation(n)
+def _order(key: tuple[int, ...], weights: tuple[float, ...]) -> npt.NDArray[np.int64]:
+    rng = rng_of(*key)
+    order = rng.permutation(len(weights))
+    # A row of weight 2.5 comes twice or three times; the passes together see each as often as it weighs.
+    edges = np.floor(np.cumsum(np.array(weights)[order]) + rng.random()).astype(np.int64)
+    return rng.permutation(np.repeat(order, np.diff(edges, prepend=0)))
 
 
-def rows_of(key: tuple[int, ...], n: int, batch: int, step: int) -> npt.NDArray[np.int64]:
-    """Which of n rows a step of the epoch ``key`` sees.
+def rows_of(key: tuple[int, ...], weights: Sequence[float], batch: int, step: int) -> npt.NDArray[np.int64]:
+    """Which rows a step of the epoch ``key`` sees; a row of weight 1 is seen once an epoch.
 
     Whole batches only: a short one has fewer negatives and so another loss. Fewer than one batch is one batch.
     """
-    return _order(key, n)[step * batch : (step + 1) * batch]
+    return _order(key, tuple(weights))[step * batch : (step + 1) * batch]
+
+
+def endless_rows(key: tuple[int, ...], weights: Sequence[float], batch: int, at: int) -> npt.NDArray[np.int64]:
+    """Which rows the step ``at`` of a run sees, counted over all epochs: a pass begins where the last one ends."""
+    if not batch or not len(weights):
+        return np.empty(0, dtype=np.int64)
+    steps = steps_of(weights, batch)
+    return rows_of((*key, at // steps), weights, batch, at % steps)
+
+
+def steps_of(weights: Sequence[float], batch: int) -> int:
+    """How many steps an epoch has."""
+    return max(1, int(math.fsum(weights) // batch))
 
 
 def run_stage(stage: Stage, schedule: Schedule, curves: Curves) -> None:

@@ -253,7 +253,7 @@ def test_the_first_job_is_one_that_the_models_can_do(default: dict[str, object],
     [
         ("train", "batch=1 patience=0 epochs=-1 caption-epochs=-1 text-epochs=-1 threads=-1"),
         ("train", "language-epochs=-1 train-size=31 learning-rate=0 hardest=-1 captioning=-1 save-every-s=-1 seed=-1"),
-        ("train", "time-limit-s=0 least-area=0 teaching=2 colour=2 word-dropout=1 freeze=20"),
+        ("train", "time-limit-s=0 least-area=0 teaching=2 colour=2 word-dropout=1 freeze=24 views=0 held-out=0"),
         ("eval", "num-beams=0 examples=-1 limit=0"),
     ],
 )

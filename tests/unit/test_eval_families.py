@@ -25,7 +25,7 @@ from revln.training.data import Example
 from revln.training.evaluation.running import embed_texts
 from revln.training.evaluation.stores import Store
 from revln.training.options import TrainOptions
-from revln.training.run import _hangs_on
+from revln.training.told import hangs_on
 from tests.tiny_captioners import save_vit_gpt2
 from tests.tiny_models import photo, save_clip
 
@@ -225,17 +225,18 @@ def test_an_ablation_takes_over_the_stages_that_its_change_does_not_touch_and_th
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bench.ablations._DATA", tmp_path)
-    for name in ("mobilenet_v2/mobilenet_v2_imagenet1001.safetensors", "coco_captions/captions.tsv.gz"):
+    files = ("mobilenet_v2/mobilenet_v2_imagenet1001.safetensors", "coco_captions/captions.tsv.gz")
+    for name in (*files, "flickr8k/captions.jsonl"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(name)
-    whole, stages = tmp_path / "whole", ("text", "language", "joint", "caption")
+    whole, stages = tmp_path / "whole", ("text", "joint", "language", "caption")
     (whole / "state").mkdir(parents=True)
     for name in ("tokenizer.json", *(f"state/{stage}.pt" for stage in stages)):
         (whole / name).write_text(name)
 
     def told(variant: ablations.Variant, stage: str) -> dict[str, str]:
-        command = ablations._command(whole, variant, ["--data", str(data / "captions.jsonl")])
-        return _hangs_on(TrainOptions(**train.make_context(command[0], command[1:]).params), stage)
+        command = ablations._command(whole, variant, [])
+        return hangs_on(TrainOptions(**train.make_context(command[0], command[1:]).params), stage)
 
     for variant in ablations.VARIANTS[1:]:
         folder = tmp_path / variant.name

@@ -17,9 +17,10 @@ from PIL import Image
 from revln.cli import evaluate as cli
 from revln.errors import ValidationFailed
 from revln.training.data import is_held_out
-from revln.training.evaluation.labels import Labelled, measure_labels, names_of, read_labels
+from revln.training.evaluation.labels import measure_labels, names_of, read_labels
 from revln.training.evaluation.options import DataSet, EvalOptions, StoreFile
 from revln.training.evaluation.report import evaluate
+from revln.training.labels import LabelRow
 from tests.word_model import ColourModel
 
 COLOURS = ["red", "green", "blue", "yellow", "pink", "gold"]
@@ -53,8 +54,8 @@ def captioned(folder: Path, name: str = "walls", split: str = "dev", held_out: i
     return DataSet(name, folder / "captions.jsonl", folder, split, held_out)
 
 
-def labelled(rows: Sequence[Sequence[str]]) -> list[Labelled]:
-    return [Labelled(f"{i}.png", "s", "dev", tuple(labels)) for i, labels in enumerate(rows)]
+def labelled(rows: Sequence[Sequence[str]]) -> list[LabelRow]:
+    return [LabelRow(f"{i}.png", "s", "dev", tuple(labels)) for i, labels in enumerate(rows)]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_what_several_labels_mean_is_seen_in_the_sources_other_pictures(
 
 @pytest.mark.skipif(not ITEMS.is_file(), reason=f"{ITEMS} is absent")
 def test_the_labelled_pictures_have_the_numbers_of_names_of_their_calibration() -> None:
-    by_source: dict[str, list[Labelled]] = defaultdict(list)
+    by_source: dict[str, list[LabelRow]] = defaultdict(list)
     for row in read_labels(ITEMS):
         by_source[row.source].append(row)
     found = {source: len(names_of(rows)) for source, rows in by_source.items()}
@@ -122,11 +123,11 @@ def test_a_name_that_is_as_near_as_the_right_one_counts_against_the_model(folder
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"file": "a", "split": "dev", "labels": ["x"]}', "line 1: needs file, source, split, labels .*source"),
+        ('{"file": "a", "split": "dev", "labels": ["x"]}', "line 1: needs file, source, split, and labels .*source"),
         ('{"file": "a", "source": "s", "split": "dev", "labels": [3]}', "line 1: needs"),
-        ('{"file": "a", "source": "s", "split": "dev", "labels": []}', "line 1: labels is empty"),
+        ('{"file": "a", "source": "s", "split": "dev", "labels": []}', "line 1: a picture has either labels or"),
         ("no json", "line 1: needs"),
-        ('{"file": "a", "split": "dev", "captions": ["x"]}', "no line with labels"),
+        ('{"file": "a", "source": "s", "split": "dev", "captions": ["x"]}', "no line with labels"),
     ],
 )
 def test_malformed_labels_are_named_by_their_place(tmp_path: Path, line: str, said: str) -> None:

@@ -51,6 +51,7 @@ class Captioner(nn.Module):
         super().__init__()
         self.project = nn.Linear(channels, width)
         self.vector_tokens = vector_tokens
+        self.centre: Tensor
         if vector_tokens:
             self.register_buffer("centre", torch.zeros(dim))  # the mean of pictures' vectors
             self.from_vector = nn.Sequential(
@@ -81,7 +82,7 @@ class Captioner(nn.Module):
         """
         parts = [] if places is None else [self.project(places) + self._positions(places.shape[1])]
         if self.vector_tokens:
-            middle = cast(Tensor, self.centre) if centre is None else centre
+            middle = self.centre if centre is None else centre
             away = F.normalize(vectors.float() - middle.float(), dim=-1)
             told = self.from_vector(away.to(self.position.dtype) * math.sqrt(away.shape[1]))
             parts.insert(0, told.unflatten(1, (self.vector_tokens, -1)))  # (B, n, W)

@@ -20,6 +20,8 @@ PAD, BOS, EOS = 0, 1, 2
 _SPECIAL = ["<pad>", "<bos>", "<eos>"]
 # The decoder's prompt, word for word as it was trained; see Tokenizer.prompt.
 _BEFORE, _AFTER = "similar:", "this picture shows:"
+# How the byte-level form writes the space before a word.
+_SPACE = "Ġ"
 MOST_LEVELS = 10  # each is one figure
 
 
@@ -48,6 +50,11 @@ class Tokenizer:
     @property
     def size(self) -> int:
         return self._bpe.get_vocab_size()
+
+    def words(self) -> list[str]:
+        """Return the whole words that have a token of their own, in the order of their tokens."""
+        by_id = sorted((number, token) for token, number in self._bpe.get_vocab().items())
+        return [token[1:] for _, token in by_id if token[:1] == _SPACE and token[1:].isalpha() and len(token) > 3]
 
     def encode(self, text: str) -> list[int]:
         """Words carry the space before them, so the ids of 'a' + ' dog' are the ids of 'a dog'."""

@@ -5,11 +5,8 @@ Radford et al., CLIP, ICML 2021 (arXiv:2103.00020): the name whose "a photo of a
 
 from __future__ import annotations
 
-import json
-import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,49 +15,24 @@ from revln.models.base import Model
 from revln.training.data import Pictures, is_held_out
 from revln.training.evaluation.options import DataSet
 from revln.training.evaluation.running import embed_pictures, embed_texts
+from revln.training.labels import NAMED, LabelRow, read_label_file
 
-__all__ = ["Labelled", "measure_labels", "names_of", "read_labels"]
-
-_COUNT = re.compile(r"\d+ ")
-_TEMPLATE = "a photo of a {}."
+__all__ = ["measure_labels", "names_of", "read_labels"]
 
 
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """One labelled picture. ``labels`` are without the number of things that they count."""
-
-    file: str
-    source: str
-    split: str
-    labels: tuple[str, ...]
-
-
-def read_labels(path: Path) -> list[Labelled]:
-    """Read the labelled rows of ``{"file", "source", "split", "labels"}`` a line; others are passed over.
+def read_labels(path: Path) -> list[LabelRow]:
+    """Read the rows of a label file that have labels.
 
     Raises:
         ValidationFailed: the file is missing or malformed, or has no such row.
     """
-    if not path.is_file():
-        raise ValidationFailed(f"{path} is missing; name the labels with --labels")
-    out = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line) if line.strip() else {}
-                if "labels" in row:
-                    labels = tuple(_COUNT.sub("", label, count=1) for label in row["labels"])
-                    out.append(Labelled(row["file"], row["source"], row["split"], labels))
-            except (ValueError, KeyError, TypeError) as err:
-                raise ValidationFailed(f"{path}, line {number}: needs file, source, split, labels ({err!r})") from err
-            if out and not out[-1].labels:
-                raise ValidationFailed(f"{path}, line {number}: labels is empty; leave the picture out")
-    if not out:
+    rows = [row for row in read_label_file(path) if row.labels]
+    if not rows:
         raise ValidationFailed(f"{path} holds no line with labels")
-    return out
+    return rows
 
 
-def names_of(rows: Sequence[Labelled]) -> list[str]:
+def names_of(rows: Sequence[LabelRow]) -> list[str]:
     """Return the names of one source, each once: what a picture of it may be called.
 
     A label that is somewhere the only one is a name, and where none of a picture's labels is, one of them stands for
@@ -79,7 +51,7 @@ def names_of(rows: Sequence[Labelled]) -> list[str]:
 
 def measure_labels(model: Model, data: DataSet, limit: int | None = None) -> dict[str, Any]:
     """Return top-1 of each source. A source's names are those of all its splits."""
-    by_source: dict[str, list[Labelled]] = defaultdict(list)
+    by_source: dict[str, list[LabelRow]] = defaultdict(list)
     for row in read_labels(data.file):
         by_source[row.source].append(row)
     pictures = Pictures(data.images)
@@ -102,7 +74,7 @@ def measure_labels(model: Model, data: DataSet, limit: int | None = None) -> dic
     return {"split": data.split, "mean_top1": round(mean, 4), "sources": sources, "left_out": left_out}
 
 
-def _unfit(rows: Sequence[Labelled], mine: Sequence[Labelled], names: Sequence[str], split: str) -> str | None:
+def _unfit(rows: Sequence[LabelRow], mine: Sequence[LabelRow], names: Sequence[str], split: str) -> str | None:
     if not mine:
         return f"no picture of split {split}"
     if len(names) == 1:
@@ -112,9 +84,9 @@ def _unfit(rows: Sequence[Labelled], mine: Sequence[Labelled], names: Sequence[s
     return f"{len(names)} names, of which {often} have two pictures" if 2 * often < len(names) else None
 
 
-def _top1(model: Model, rows: Sequence[Labelled], names: Sequence[str], pictures: Pictures) -> float:
+def _top1(model: Model, rows: Sequence[LabelRow], names: Sequence[str], pictures: Pictures) -> float:
     """Return the share of pictures whose nearest name is a label of theirs. A tie counts against the model."""
-    texts = embed_texts(model, [_TEMPLATE.format(name) for name in names])
+    texts = embed_texts(model, [NAMED[0].format(name) for name in names])
     scores = embed_pictures(model, [row.file for row in rows], pictures) @ texts.T  # (N, names)
     right = 0
     for row, line in zip(rows, scores, strict=True):
