@@ -32,7 +32,7 @@ from revln.access import DEFAULT_TENANT
 
 __all__ = [
     "api_keys", "audit", "chunks", "collections", "deliveries", "delivery_attempts", "disabled_webhooks",
-    "embeddings", "events", "items", "job_uploads", "jobs", "metadata", "model_orders", "results",
+    "embeddings", "events", "installation", "items", "job_uploads", "jobs", "metadata", "model_orders", "results",
     "retired_collections", "snapshots", "tenants", "uploads", "usage", "vectors", "webhook_secrets", "workers",
 ]  # fmt: skip
 
@@ -392,6 +392,14 @@ model_orders = Table(
     Column("wanted", String(16), nullable=False),  # load | unload
     Column("number", Integer, nullable=False),
     Column("placed_at", Double, nullable=False),
+)
+
+# One row, made by the first process that asks for it: revln/db/installation.py.
+installation = Table(
+    "installation",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),  # 1
+    Column("id", _Id, nullable=False),
 )
 
 workers = Table(
