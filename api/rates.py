@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.problems import problem_response
 from revln.access import Caller
 from revln.errors import RateLimited
-from revln.redis_clients import redis_pool_async
+from revln.redis_clients import RedisNames, redis_pool_async
 from revln.settings import Settings
 
 __all__ = ["LimitRate", "Rates"]
@@ -41,7 +41,8 @@ class Rates:
         self._pool = redis_pool_async(settings, socket_timeout=_ANSWER_S, socket_connect_timeout=_ANSWER_S)
         options: dict[str, Any] = {"connection_pool": self._pool}
         # The scheme only tells it that this is Redis; where it is, the pool knows.
-        shared = RedisStorage("redis://", implementation="redispy", key_prefix="revln:rate", **options)
+        prefix = RedisNames(settings).rates
+        shared = RedisStorage("redis://", implementation="redispy", key_prefix=prefix, **options)
         self._shared = SlidingWindowCounterRateLimiter(shared)
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._shared_from = 0.0

@@ -16,8 +16,7 @@ from typing import TypeVar
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from revln.broker import job_channel
-from revln.redis_clients import connect_redis_async
+from revln.redis_clients import RedisNames, connect_redis_async
 from revln.settings import Settings
 
 __all__ = ["Waiter"]
@@ -40,6 +39,7 @@ class Waiter:
     def __init__(self, settings: Settings, recheck_s: float = _RECHECK_S) -> None:
         """``recheck_s``: how often SQL is looked at while nothing is heard from Redis."""
         self._settings = settings
+        self._channel = RedisNames(settings).job_channel
         self._events: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._task: asyncio.Task[None] | None = None
         self._heard_at = float("-inf")  # the loop's time of the last word from Redis
@@ -89,7 +89,7 @@ class Waiter:
             client = connect_redis_async(self._settings, socket_connect_timeout=2, health_check_interval=10)
             try:
                 async with client.pubsub() as pubsub:
-                    await pubsub.psubscribe(job_channel("*"))
+                    await pubsub.psubscribe(self._channel("*"))
                     while True:
                         await self._hear(pubsub)
             except (RedisError, OSError) as err:
@@ -105,7 +105,7 @@ class Waiter:
             return
         self._heard_at = asyncio.get_running_loop().time()
         if message["type"] == "pmessage":
-            self._wake(message["channel"].removeprefix(job_channel("")))
+            self._wake(message["channel"].removeprefix(self._channel("")))
         elif message["type"] == "psubscribe":  # connected: whatever was called out before went unheard
             for job_id in list(self._events):
                 self._wake(job_id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from uuid import uuid4
 
 import redis
 from celery import Celery
@@ -16,17 +17,15 @@ from kombu import Queue
 from revln.db.engine import Database
 from revln.db.jobs.turns import ChunkAddress, take_unpublished
 from revln.errors import SettingsError
+from revln.installation import Installation
 from revln.jobs.kinds import KINDS, all_queues
-from revln.redis_clients import ANSWER_S, broker_options, connect_redis
+from revln.redis_clients import ANSWER_S, RedisNames, broker_options, connect_redis
 from revln.settings import Settings
 
 __all__ = [
     "CANARY_QUEUE",
     "CANARY_TASK",
-    "COLLECTIONS_CHANNEL",
     "Dispatcher",
-    "canary_key",
-    "job_channel",
     "make_celery",
     "task_id",
     "task_name",
@@ -34,9 +33,6 @@ __all__ = [
 
 CANARY_QUEUE = "canary"
 CANARY_TASK = "revln.canary"
-JOB_CHANNEL_PREFIX = "revln:job:"
-# Changes of collections, as [tenant, name], to workers that hold their indexes; hints as well.
-COLLECTIONS_CHANNEL = "revln:collections"
 
 _QUIET_S = 5.0  # after a change could not be called out
 _WORKER_SOCKET_TIMEOUT_S = 30  # longer than the worker's own blocking pop, else every idle worker reconnects
@@ -49,16 +45,6 @@ def task_name(kind: str) -> str:
 def task_id(job_id: str, number: int) -> str:
     """Fixed for a chunk, so that Flower shows a job under an address that we can give away."""
     return f"{job_id}.{number}"
-
-
-def job_channel(job_id: str) -> str:
-    """The pub/sub channel on which a job's changes are called out; a hint, never the truth."""
-    return f"{JOB_CHANNEL_PREFIX}{job_id}"
-
-
-def canary_key(nonce: str) -> str:
-    """The list on which a worker answers a canary."""
-    return f"revln:canary:{nonce}"
 
 
 def make_celery(settings: Settings, *, publisher: bool = False) -> Celery:
@@ -89,6 +75,7 @@ def make_celery(settings: Settings, *, publisher: bool = False) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
+            "global_keyprefix": settings.redis_prefix,
             "visibility_timeout": settings.visibility_timeout_s,
             "unacked_restore_throttle": 1,
             "unacked_mutex_expire": 30,
@@ -116,6 +103,8 @@ class Dispatcher:
         self._db = db
         self._app = make_celery(settings, publisher=True)
         self._redis = connect_redis(settings)
+        self._names = RedisNames(settings)
+        self._installation = Installation(settings, db)
         self._quiet_s = quiet_s
         self._quiet_until = 0.0
 
@@ -128,8 +117,13 @@ class Dispatcher:
         Raises:
             redis.RedisError, kombu.exceptions.OperationalError: Redis does not answer; nothing is lost, the sweeper
                 comes again.
+            SettingsError: it is another installation's, whose workers would take the messages.
         """
-        length = int(self._redis.llen(queue))
+        with self._redis.pipeline(transaction=False) as pipeline:
+            self._installation.ask(pipeline)
+            pipeline.llen(self._names.queue(queue))
+            holder, length = pipeline.execute()
+        self._installation.check(holder)
         room = self._settings.publish_window - length
         if room <= 0:
             return 0
@@ -147,9 +141,11 @@ class Dispatcher:
             retry=False,
         )
 
-    def send_canary(self, nonce: str) -> None:
-        """Ask any worker for a sign of life; it answers on ``canary_key(nonce)``."""
+    def send_canary(self) -> str:
+        """Ask any worker of this installation for a sign of life; return the list on which it answers."""
+        nonce = f"{self._installation.id}.{uuid4().hex}"
         self._app.send_task(CANARY_TASK, args=[nonce], queue=CANARY_QUEUE, expires=30, retry=False)
+        return self._names.canary_key(nonce)
 
     def announce(self, job_id: str, changed: tuple[str, str] | None = None) -> None:
         """Call out that a job changed, and the collection (tenant, name) that it changed.
@@ -160,18 +156,18 @@ class Dispatcher:
             return
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
-                pipeline.publish(job_channel(job_id), "changed")
+                pipeline.publish(self._names.job_channel(job_id), "changed")
                 if changed is not None:
-                    pipeline.publish(COLLECTIONS_CHANNEL, json.dumps(changed))
+                    pipeline.publish(self._names.collections_channel, json.dumps(changed))
                 pipeline.execute()
         except redis.RedisError:
             # Whoever waits also looks at SQL every few seconds. And no worker shall stand still for seconds at each
             # chunk because Redis is frozen.
             self._quiet_until = time.monotonic() + self._quiet_s
 
-    def ping(self) -> None:
-        """Raises redis.RedisError if Redis does not answer."""
-        self._redis.ping()
+    def claim(self) -> None:
+        """Hold Redis for this installation; raises as `Installation.claim` does."""
+        self._installation.claim(self._redis)
 
     def close(self) -> None:
         self._redis.close()

@@ -1,4 +1,4 @@
-"""Every connection to Redis is made here, so that all of them check certificates alike."""
+"""Every connection to Redis is made here, so that all of them check certificates alike; and every name on it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,32 @@ from redis.retry import Retry
 from revln.addresses import RedisAddress, parse_redis_url
 from revln.settings import Settings
 
-__all__ = ["ANSWER_S", "broker_options", "connect_redis", "connect_redis_async", "redis_pool_async"]
+__all__ = ["ANSWER_S", "RedisNames", "broker_options", "connect_redis", "connect_redis_async", "redis_pool_async"]
 
 ANSWER_S = 2  # a frozen Redis hangs a publisher for over 40 s by default [measured]; with this it fails within 6 s
+
+
+class RedisNames:
+    """Our own keys and channels, each with REVLN_REDIS_PREFIX; Celery's get it from kombu (`revln.broker`)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._prefix = settings.redis_prefix
+        # Changes of collections, as [tenant, name], to workers that hold their indexes; hints as well.
+        self.collections_channel = f"{self._prefix}revln:collections"
+        self.installation = f"{self._prefix}revln:installation"
+        self.rates = f"{self._prefix}revln:rate"
+
+    def queue(self, name: str) -> str:
+        """Return the list that is Celery's queue."""
+        return f"{self._prefix}{name}"
+
+    def job_channel(self, job_id: str) -> str:
+        """Return the pub/sub channel on which a job's changes are called out; a hint, never the truth."""
+        return f"{self._prefix}revln:job:{job_id}"
+
+    def canary_key(self, nonce: str) -> str:
+        """Return the list on which a worker answers a canary."""
+        return f"{self._prefix}revln:canary:{nonce}"
 
 
 def connect_redis(settings: Settings) -> redis.Redis:

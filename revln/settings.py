@@ -67,6 +67,11 @@ class Settings(BaseModel):
         "",
         description="PEM file of a CA that may have signed the certificate of a rediss:// server, beside the system's.",
     )
+    redis_prefix: str = Field(
+        "",
+        description="What every key and channel on Redis begins with. Installations that share a Redis need one each "
+        "(photos:, texts:).",
+    )
     blob_url: str = Field(
         "", description="Where bytes are kept: file:///…, s3://bucket/prefix. Empty: the data folder."
     )
@@ -266,6 +271,14 @@ class Settings(BaseModel):
     def _redis(cls, value: SecretStr) -> SecretStr:
         for file in parse_redis_url(value.get_secret_value()).tls_files.values():
             _readable(file)
+        return value
+
+    @field_validator("redis_prefix")
+    @classmethod
+    def _prefix(cls, value: str) -> str:
+        # It also stands in patterns, where *, ?, [ and \ mean something else.
+        if not re.fullmatch(r"[A-Za-z0-9_.:-]{0,64}", value):
+            raise ValueError(f"{value[:80]!r} is no prefix; it has up to 64 letters, digits and _ . : - only")
         return value
 
     @field_validator("blob_url")

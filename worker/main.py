@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import logging
 import warnings
@@ -9,13 +10,14 @@ import warnings
 from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.signals import worker_shutting_down
+from redis.exceptions import RedisError
 
-from revln.broker import CANARY_QUEUE, CANARY_TASK, canary_key, make_celery, task_name
+from revln.broker import CANARY_QUEUE, CANARY_TASK, make_celery, task_name
 from revln.db.migrate import require_tables
-from revln.errors import RevlnError, SettingsError
+from revln.errors import RevlnError, SettingsError, Unavailable
 from revln.jobs.kinds import KINDS, all_queues
 from revln.models.memory import keep_freed_memory
-from revln.redis_clients import connect_redis
+from revln.redis_clients import RedisNames, connect_redis
 from revln.settings import Settings
 from revln.telemetry import configure_logging
 from worker.execute import execute
@@ -37,6 +39,8 @@ def run(settings: Settings) -> int:
     queues = choose_queues(settings.queues)
     require_tables(settings)
     runtime = Runtime(settings, queues)
+    with contextlib.suppress(RedisError, Unavailable):  # one that is away is asked by the canary, when it is back
+        runtime.dispatcher.claim()
     app = make_celery(settings)
     app.conf.task_queues.append(echo_queue(runtime.worker_id))
     _register(app, runtime)
@@ -98,21 +102,26 @@ def _register(app: Celery, runtime: Runtime) -> None:
     for kind in KINDS:
         app.task(run_chunk, name=task_name(kind))
 
-    answers = connect_redis(runtime.settings)
+    answers, key_of = connect_redis(runtime.settings), RedisNames(runtime.settings).canary_key
 
     def canary(nonce: str) -> None:
-        """Prove that messages arrive, threads run, and the database and the default model answer."""
+        """Prove that messages arrive, threads run, and the database and the default model answer.
+
+        ``nonce``: "<the asking installation's id>.<random>"; from an API of before, the random part alone.
+        """
         try:
             # The model may take its time to load, and all threads may wait for that: busy, not deaf.
             with runtime.occupied(by_chunk=False):
                 with runtime.db.read() as connection:
                     connection.exec_driver_sql("SELECT 1")
+                if asking := nonce.rpartition(".")[0]:
+                    runtime.installation.check(asking)
                 runtime.models.prove(runtime.catalog.default)
             answer = "ok"
         except RevlnError as err:
             answer = f"{runtime.worker_id}: {err.message}"
-        answers.lpush(canary_key(nonce), answer)
-        answers.expire(canary_key(nonce), 60)
+        answers.lpush(key_of(nonce), answer)
+        answers.expire(key_of(nonce), 60)
 
     app.task(canary, name=CANARY_TASK)
     # Its next beat writes it to its row: this must not wait for a database.

@@ -22,6 +22,7 @@ from revln.db.engine import Database
 from revln.errors import Unavailable
 from revln.fetch import FetchPolicy, UrlFetcher
 from revln.images import ImageLimits
+from revln.installation import Installation
 from revln.jobs.kinds import Priority
 from revln.models.registry import ModelCatalog
 from revln.settings import Settings
@@ -71,6 +72,7 @@ class Runtime:
         self.worker_id = f"worker-{os.getpid()}-{str(uuid7())[-6:]}@{socket.gethostname()}"
         self.queues = queues
         self.db = Database(settings.resolved_database_url)
+        self.installation = Installation(settings, self.db)
         self.blobs = BlobStore(settings.resolved_blob_url)
         self.uploads = Uploads(self.db, self.blobs)
         self.fetcher = UrlFetcher(
@@ -86,7 +88,7 @@ class Runtime:
         self.leases = LeaseKeeper(settings, self.db, self._beat)
         self.leaving = Leaving(self.leases, self.unregister, settings.shutdown_grace_s)
         self.watchdog = Watchdog(settings.stall_s, self.leaving.hung)
-        self.canary = Canary(settings, self.worker_id, lambda: self.full, self.leaving.deaf)
+        self.canary = Canary(settings, self.worker_id, self.installation, lambda: self.full, self.leaving.deaf)
         self._occupied: dict[int, bool] = {}
         self.models = LoadedModels(settings, self.catalog, Loader(settings, self.catalog, self.watchdog.forward))
         self.indexes = IndexCache(self.db, self.blobs, self._rebuild)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
-from uuid import uuid4
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Response
@@ -17,7 +16,6 @@ from api.answers import ReadyAnswer
 from api.state import ApiState, State
 from revln import __version__
 from revln.access import DEFAULT_TENANT
-from revln.broker import canary_key
 from revln.db.jobs.lists import count_by_status, drain_rate
 from revln.db.webhooks.log import count_by_state
 from revln.db.workers import list_workers
@@ -69,19 +67,20 @@ def _state(row: dict[str, Any]) -> str:
 
 def _broker(state: ApiState) -> str:
     try:
-        state.dispatcher.ping()
+        state.dispatcher.claim()
     except RedisError as err:
         return f"Redis does not answer: {type(err).__name__}"
+    except RevlnError as err:  # another installation's, or the database does not answer either
+        return err.message
     return "ok"
 
 
 async def _worker(state: ApiState) -> str | None:
     """What a worker answered, or why it could not be asked; None: nobody answered."""
-    nonce = uuid4().hex
     client = connect_redis_async(state.settings, socket_connect_timeout=2, socket_timeout=state.canary_s + 1)
     try:
-        await run_sync(state.dispatcher.send_canary, nonce)
-        answer: Any = await client.blpop([canary_key(nonce)], timeout=state.canary_s)
+        key = await run_sync(state.dispatcher.send_canary)
+        answer: Any = await client.blpop([key], timeout=state.canary_s)
     except Exception as err:  # noqa: BLE001 - whatever stops the message is the answer
         return f"the canary could not be sent: {type(err).__name__}"
     finally:

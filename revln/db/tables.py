@@ -32,9 +32,9 @@ from revln.access import DEFAULT_TENANT
 
 __all__ = [
     "accepted_changes", "api_keys", "audit", "chunks", "collections", "deliveries", "delivery_attempts",
-    "disabled_webhooks", "embeddings", "events", "filter_deletes", "items", "job_uploads", "jobs", "metadata",
-    "model_orders", "results", "retired_collections", "snapshots", "tenants", "tombstones", "uploads", "usage",
-    "vectors", "webhook_secrets", "workers",
+    "disabled_webhooks", "embeddings", "events", "filter_deletes", "installation", "items", "job_uploads", "jobs",
+    "metadata", "model_orders", "results", "retired_collections", "snapshots", "tenants", "tombstones", "uploads",
+    "usage", "vectors", "webhook_secrets", "workers",
 ]  # fmt: skip
 
 metadata = MetaData(
@@ -427,6 +427,14 @@ model_orders = Table(
     Column("wanted", String(16), nullable=False),  # load | unload
     Column("number", Integer, nullable=False),
     Column("placed_at", Double, nullable=False),
+)
+
+# One row, made by the first process that asks for it: revln/db/installation.py.
+installation = Table(
+    "installation",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),  # 1
+    Column("id", _Id, nullable=False),
 )
 
 workers = Table(

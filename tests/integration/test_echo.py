@@ -11,6 +11,7 @@ import pytest
 from revln.broker import make_celery
 from revln.db.engine import Database
 from revln.db.workers import list_workers
+from revln.installation import Installation
 from tests.chaos.lab import LabStack
 from tests.chaos.zygote import Zygote
 from tests.stack import Stack, running, wait_until
@@ -27,7 +28,8 @@ def redis_only(tmp_path: Path) -> Iterator[Stack]:
 
 def test_the_canary_lies_in_redis_until_it_is_heard_and_leaves_nothing_there(redis_only: Stack) -> None:
     queue, busy = "echo.worker-1@here", False
-    canary = Canary(redis_only.settings, "worker-1@here", lambda: busy, lambda: None)
+    installation = Installation(redis_only.settings, Database(redis_only.settings.resolved_database_url))
+    canary = Canary(redis_only.settings, "worker-1@here", installation, lambda: busy, lambda: None)
     assert not canary.look()
     assert not canary.look()
     assert redis_only.redis.llen(queue) == 1, "one message at a time"

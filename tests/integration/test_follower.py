@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from revln import embedded_redis
-from revln.broker import COLLECTIONS_CHANNEL, Dispatcher
+from revln.broker import Dispatcher
 from revln.embedded_redis import EmbeddedRedis
 from tests.collections import read
 from tests.conftest import DATABASES, fresh_database
@@ -29,7 +29,7 @@ def serving(redis: EmbeddedRedis) -> Iterator[None]:
     try:
         wait_until(lambda: not embedded_redis.ping(redis.url), what="Redis")
         with Redis.from_url(redis.url.replace("redis+socket", "unix"), decode_responses=True) as client:
-            wait_until(lambda: client.pubsub_numsub(COLLECTIONS_CHANNEL)[0][1], what="who listens")
+            wait_until(lambda: client.pubsub_numsub("revln:collections")[0][1], what="who listens")
         yield
     finally:
         process.kill()

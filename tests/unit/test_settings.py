@@ -82,6 +82,7 @@ def test_what_only_resembles_it_is_still_refused(name: str) -> None:
         *(("API_KEY", key) for key in ("schlüssel-s3cret", "s3cret key", "s3cret\n", "s3cret\x00")),
         *(("TRUSTED_PROXIES", value) for value in ("*", "proxy.example.org", "10.0.0.0/40", "10.0.0.1,,x")),
         ("REDIS_CA_FILE", "/no/such/file"),
+        *(("REDIS_PREFIX", value) for value in ("a*", "[a]", "a b", "ü:", "a?", "a\n", "a\\", "x" * 65)),
     ],
 )  # fmt: skip
 def test_a_malformed_address_or_key_is_one_sentence_that_names_it_and_shows_no_secret(name: str, value: str) -> None:
@@ -98,6 +99,7 @@ def test_a_malformed_address_or_key_is_one_sentence_that_names_it_and_shows_no_s
         ("REDIS_URL", "redis+socket:///tmp/a%20b.sock?virtual_host=3"), ("BLOB_URL", "s3://bucket"),
         ("BLOB_URL", "s3://my.bucket/a/b"), ("BLOB_URL", "file:///srv/x"), ("BLOB_URL", "/srv/x"), ("BLOB_URL", "memory://x"),
         ("PUBLIC_URL", "https://h/prefix"), ("TRUSTED_PROXIES", "127.0.0.1, 10.0.0.0/8,::1"),
+        ("REDIS_PREFIX", ""), ("REDIS_PREFIX", "photos:"), ("REDIS_PREFIX", "a.b-c_1"),
     ],
 )  # fmt: skip
 def test_a_good_one_is_taken(name: str, value: str) -> None:

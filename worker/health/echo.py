@@ -17,7 +17,9 @@ from kombu import Queue
 from kombu.exceptions import OperationalError
 
 from revln.broker import make_celery
-from revln.redis_clients import connect_redis
+from revln.errors import SettingsError
+from revln.installation import Installation
+from revln.redis_clients import RedisNames, connect_redis
 from revln.settings import Settings
 from worker.loop import Loop
 
@@ -40,19 +42,28 @@ class Canary(Loop):
 
     Args:
         full: whether every thread of the pool is taken: Celery then fetches nothing, and that is no deafness.
-        on_deaf: is called once and should not return.
+        on_deaf: is called once and should not return. So it is if Redis is another installation's by now, whose
+            messages this worker would take.
     """
 
     def __init__(
-        self, settings: Settings, worker_id: str, full: Callable[[], bool], on_deaf: Callable[[], object]
+        self,
+        settings: Settings,
+        worker_id: str,
+        installation: Installation,
+        full: Callable[[], bool],
+        on_deaf: Callable[[], object],
     ) -> None:
-        super().__init__("canary", min(_MOST_PAUSE_S, settings.deaf_s / 4), self._judge)
+        # In this order: the claim may wait for the database, and nobody is deaf because of that.
+        super().__init__("canary", min(_MOST_PAUSE_S, settings.deaf_s / 4), self._judge, self._claim)
+        self._installation = installation
         self._queue = echo_queue(worker_id)
         self._deaf_s = settings.deaf_s
         self._full, self._on_deaf = full, on_deaf
         self._app = make_celery(settings, publisher=True)
         self._app.conf.task_send_sent_event = False  # Flower shows what users sent
         self._redis = connect_redis(settings)
+        self._list = RedisNames(settings).queue(self._queue.name)
         self._well_at = time.monotonic()
 
     def start(self) -> None:
@@ -76,10 +87,10 @@ class Canary(Loop):
     def look(self) -> bool:
         """Send one, unless the last still lies there; whether the worker is deaf."""
         try:
-            waiting = self._redis.llen(self._queue.name)
+            waiting = self._redis.llen(self._list)
             if not waiting:
                 self._app.send_task(ECHO_TASK, queue=self._queue, expires=_KEPT_S, retry=False)
-                self._redis.expire(self._queue.name, _KEPT_S)
+                self._redis.expire(self._list, _KEPT_S)
         except (redis.RedisError, OperationalError) as err:
             log.info("no canary, Redis does not answer: %s", err)
             self.heard()  # or could have: nothing is known of the worker as long as Redis is away
@@ -92,3 +103,12 @@ class Canary(Loop):
             self.halt()
             log.critical("this worker ends itself: it has not heard its own messages for %g s", self._deaf_s)
             self._on_deaf()
+
+    def _claim(self) -> None:
+        try:
+            self._installation.claim(self._redis)
+        except SettingsError as err:
+            if not self.stopping.is_set():
+                self.halt()
+                log.critical("this worker ends itself: %s", err.message)
+                self._on_deaf()

@@ -11,12 +11,11 @@ import logging
 
 from redis.client import PubSub
 
-from revln.broker import COLLECTIONS_CHANNEL
 from revln.db.collections.collections import get_collection
 from revln.db.collections.generations import shadows_of
 from revln.db.engine import Database
 from revln.errors import RevlnError
-from revln.redis_clients import connect_redis
+from revln.redis_clients import RedisNames, connect_redis
 from revln.settings import Settings
 from worker.index.cache import IndexCache
 from worker.loop import Loop
@@ -45,7 +44,7 @@ class Follower(Loop):
         client = connect_redis(self._settings)
         try:
             with client.pubsub() as heard:  # type: ignore[no-untyped-call]
-                heard.subscribe(COLLECTIONS_CHANNEL)
+                heard.subscribe(RedisNames(self._settings).collections_channel)
                 while not self.stopping.is_set():
                     self._follow(heard)
         finally:
