@@ -14,8 +14,9 @@ from starlette.types import ASGIApp
 from api import docs, problems
 from api.answers import Problem
 from api.auth import OPEN_PATHS, RequireKey
-from api.headers import CORS_EXPOSED, CORS_HEADERS, CORS_METHODS, SecureHeaders
+from api.headers import CORS_EXPOSED, CORS_HEADERS, CORS_METHODS, AnswerHead, SecureHeaders
 from api.limits import LimitBody
+from api.outgoing import LimitAnswers
 from api.rates import LimitRate
 from api.routes import (
     audit,
@@ -50,7 +51,7 @@ or with an error of its own.
 class _App(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         # Around Starlette's own outermost middleware, which answers what nobody expected.
-        return SecureHeaders(super().build_middleware_stack())
+        return SecureHeaders(AnswerHead(super().build_middleware_stack()))
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -58,10 +59,16 @@ class _App(FastAPI):
             schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             schema["security"] = [{"key": []}]
             for path, verbs in schema["paths"].items():
-                for operation in verbs.values():
+                for verb, operation in verbs.items():
                     if path in OPEN_PATHS:
                         operation["security"] = []
                     _describe_problems(operation["responses"])
+                    if verb == "post":
+                        full = {
+                            "description": "No room to store this",
+                            "content": operation["responses"]["4XX"]["content"],
+                        }
+                        operation["responses"]["507"] = full
         return super().openapi()
 
 
@@ -104,6 +111,7 @@ def create_app(settings: Settings | None = None, make_state: Callable[[Settings]
     problems.install(app)
     # The last added runs first: no byte of a body is read for a stranger.
     app.add_middleware(LimitBody, settings=settings)
+    app.add_middleware(LimitAnswers, settings=settings)
     app.add_middleware(LimitRate)
     app.add_middleware(RequireKey, settings=settings)
     if settings.cors_origin_list:  # outside the key: a browser asks first, and without one

@@ -1,4 +1,4 @@
-"""Headers of every answer: a browser neither guesses, frames, runs nor keeps what we send."""
+"""Headers of every answer: a browser neither guesses, frames, runs nor keeps what we send. And HEAD, for them alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["CORS_EXPOSED", "CORS_HEADERS", "CORS_METHODS", "SecureHeaders", "content_policy"]
+__all__ = ["CORS_EXPOSED", "CORS_HEADERS", "CORS_METHODS", "AnswerHead", "SecureHeaders", "content_policy"]
 
 # What pages of the origins in REVLN_CORS_ORIGINS may send and see.
 CORS_METHODS = ["GET", "POST", "PUT", "DELETE"]
@@ -52,3 +52,27 @@ class SecureHeaders:
             await send(message)
 
         await self._app(scope, receive, with_headers if scope["type"] == "http" else send)
+
+
+class AnswerHead:
+    """ASGI wrapper that answers HEAD as GET without the body; what has no GET is refused as GET is."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        answered = False
+
+        async def head_only(message: Message) -> None:
+            nonlocal answered
+            if message["type"] == "http.response.start":
+                await send(message)
+            elif not answered:
+                # At the first piece: a stream of events has no last one. The server then tells it that the client left.
+                answered = True
+                await send({"type": "http.response.body", "body": b""})
+
+        await self._app({**scope, "method": "GET"}, receive, head_only)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.encodings import Gunzip, encoding_of, without_encoding
 from api.problems import problem_response
-from revln.errors import BodyTooSlow, PayloadTooLarge, RevlnError, Unavailable
+from revln.errors import BodyTooSlow, PayloadTooLarge, RevlnError, Unavailable, UsersError
 from revln.settings import Settings
 
 __all__ = ["LimitBody"]
@@ -54,7 +56,7 @@ class LimitBody:
         if body.refusal is None:
             try:
                 with contextlib.suppress(_Refused):
-                    await self._app(scope, body.receive, watch)
+                    await self._app(body.scope, body.receive, watch)
             finally:
                 self.held_bytes -= body.held_bytes
         if body.refusal is not None and not answered:
@@ -77,12 +79,43 @@ class _Body:
         self._ended = False
         self.held_bytes = 0
         self.refusal: RevlnError | None = None
+        self.scope = scope
+        self._gunzip: Gunzip | None = None
+        self._decoded: Iterator[bytes] = iter(())
         declared = headers.get("content-length", "")
         self._size = f"has {declared} bytes" if declared.isdecimal() else "is larger than that"
         if declared.isdecimal() and int(declared) > self._limit:
             self.refusal = self._too_large()
+        try:
+            if encoding_of(headers):
+                self.scope, self._gunzip = without_encoding(scope), Gunzip()
+        except UsersError as err:
+            self.refusal = err
 
     async def receive(self) -> Message:
+        """One piece of the body; what is encoded is decoded, and every limit is on what it becomes."""
+        if (gunzip := self._gunzip) is None:
+            message = await self._next()
+            self._count(message.get("body", b""))
+            return message
+        while True:
+            try:
+                if (piece := next(self._decoded, None)) is not None:
+                    self._count(piece)
+                    await asyncio.sleep(0)  # a bomb is unpacked for as long as the limit lets it
+                    return {"type": "http.request", "body": piece, "more_body": True}
+                if self._ended:
+                    gunzip.end()
+                    self._gunzip = None
+                    return {"type": "http.request", "body": b"", "more_body": False}
+                message = await self._next()
+                if message["type"] == "http.disconnect":
+                    return message
+                self._decoded = gunzip.feed(message.get("body", b""))
+            except UsersError as err:
+                raise self._refuse(err) from err
+
+    async def _next(self) -> Message:
         if self._ended:  # what comes now is the client's leaving, for which a stream waits
             return await self._receive()
         loop = asyncio.get_running_loop()
@@ -94,7 +127,6 @@ class _Body:
             raise self._refuse(self._too_slow()) from None
         self._waited_s += loop.time() - began  # not what we took for it ourselves
         self._ended = not message.get("more_body", False)
-        self._count(message.get("body", b""))
         return message
 
     @property

@@ -1,7 +1,8 @@
-"""Manifests, cut into chunks when a job names them: their items are checked one by one when they are run."""
+"""Manifests: counted as they come in, cut into chunks when a job names them; items are checked when they are run."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import IO
 
@@ -10,10 +11,57 @@ from api.state import ApiState
 from revln.db.jobs.submit import NewChunk, Range
 from revln.errors import ItemNotFound
 
-__all__ = ["cut_manifest"]
+__all__ = ["ManifestLines", "cut_manifest"]
 
 _LINE_MAX_BYTES = 2**20  # the longest item, fully escaped, takes a fifth of it
 _RANGE_MAX_BYTES = 64 * 2**20  # what a worker reads of a manifest at once, blank lines included
+
+
+class ManifestLines:
+    """Counts a manifest's lines as they come in, and refuses what is none; for one thread at a time.
+
+    A line that is no item becomes that item's error. But where no line at all is JSON, the bytes are something else.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0  # those that are not blank
+        self._number = 0
+        self._rest = b""
+        self._any_json = False
+
+    def feed(self, piece: bytes) -> None:
+        """Raises ValidationFailed: a line is too long."""
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        for line in lines:
+            self._look(line)
+        if len(self._rest) > _LINE_MAX_BYTES:
+            self._look(self._rest)
+
+    def end(self) -> int:
+        """Return how many lines are not blank. Raises ValidationFailed if there are none, or none is JSON."""
+        self._look(self._rest)
+        if not self.count:
+            sent = "blank lines alone" if self._number > 1 or self._rest else "no bytes"
+            raise invalid("", f"{sent} were sent; a manifest has one item a line")
+        if not self._any_json:
+            raise invalid("", f"none of its {self.count:,} lines is JSON; a manifest has one item a line, as JSON")
+        return self.count
+
+    def _look(self, line: bytes) -> None:
+        self._number += 1
+        if len(line) > _LINE_MAX_BYTES:
+            raise invalid("", f"line {self._number} is longer than {_LINE_MAX_BYTES:,} bytes; shorten it")
+        if line.strip():
+            self.count += 1
+            self._any_json = self._any_json or _is_json(line)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def cut_manifest(state: ApiState, tenant: str, sha256: str, chunk_items: int) -> list[NewChunk]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,7 @@ from revln.errors import (
     NotFound,
     PayloadTooLarge,
     RevlnError,
+    StorageFull,
     TooBusy,
     TooCostly,
     Unauthorized,
@@ -35,7 +37,17 @@ from revln.errors import (
     ValidationFailed,
 )
 
-__all__ = ["PROBLEM_TYPE", "STATUS", "MalformedJson", "install", "invalid", "problem", "problem_response", "status_of"]
+__all__ = [
+    "PROBLEM_TYPE",
+    "STATUS",
+    "MalformedEncoding",
+    "MalformedJson",
+    "install",
+    "invalid",
+    "problem",
+    "problem_response",
+    "status_of",
+]
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +61,13 @@ class MalformedJson(UsersError):
 
     code = "malformed_json"
     default_message = "The body is not JSON."
+
+
+class MalformedEncoding(UsersError):
+    """The body is not what its Content-Encoding says."""
+
+    code = "malformed_encoding"
+    default_message = "The body is not encoded as its Content-Encoding says."
 
 
 # The nearest ancestor's status counts; a test holds that every error has one.
@@ -71,6 +90,7 @@ STATUS: dict[type[RevlnError], int] = {
     TooBusy: 429,
     TooCostly: 422,
     Unavailable: 503,
+    StorageFull: 507,
 }
 
 
@@ -100,8 +120,16 @@ def problem(status: int, code: str, title: str, detail: str) -> dict[str, Any]:
     return {"type": f"urn:revln:problem:{code}", "title": title, "status": status, "code": code, "detail": detail}
 
 
+class _ProblemResponse(JSONResponse):
+    media_type = PROBLEM_TYPE
+
+    def render(self, content: Any) -> bytes:
+        # A pointer or a value said back may hold half a surrogate, which no UTF-8 has.
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
 def _response(body: dict[str, Any], headers: dict[str, str]) -> JSONResponse:
-    return JSONResponse(body, body["status"], headers, media_type=PROBLEM_TYPE)
+    return _ProblemResponse(body, body["status"], headers)
 
 
 def invalid(pointer: str, detail: str) -> ValidationFailed:
@@ -120,6 +148,11 @@ def install(app: FastAPI) -> None:
         assert isinstance(err, RequestValidationError)
         return problem_response(_of_request(request, err), request.url.path)
 
+    async def half_a_surrogate(request: Request, _: Exception) -> JSONResponse:
+        # JSON can say it, and a library that copies what was sent into an error then falls over it.
+        broken = invalid("", "half a surrogate (U+D800 to U+DFFF) is in it, which cannot be stored; remove it")
+        return problem_response(broken, request.url.path)
+
     async def http_error(request: Request, err: Exception) -> JSONResponse:
         assert isinstance(err, HTTPException)
         if err.status_code == 400 and err.__cause__ is not None and (unread := _unreadable(err.__cause__)):
@@ -134,22 +167,25 @@ def install(app: FastAPI) -> None:
         return _response(body, headers)
 
     async def unexpected(request: Request, err: Exception) -> JSONResponse:
-        log.exception("%s %s failed", request.method, request.url.path, exc_info=err)
+        route = getattr(request.scope.get("route"), "path", "a request")  # the path itself has names of users'
+        log.exception("%s %s failed", request.method, route, exc_info=err)
         response = problem_response(RevlnError(), request.url.path)
         response.headers["Connection"] = "close"  # the server closes it after an exception
         return response
 
     app.add_exception_handler(RevlnError, revln_error)
     app.add_exception_handler(RequestValidationError, bad_request)
+    app.add_exception_handler(UnicodeEncodeError, half_a_surrogate)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(Exception, unexpected)
 
 
 def _methods(request: Request) -> list[str]:
     """What the path allows: Starlette's own Allow names the methods of one route, and a path may have several."""
-    scopes = [{**request.scope, "method": method} for method in ("DELETE", "GET", "HEAD", "POST", "PUT")]
+    scopes = [{**request.scope, "method": method} for method in ("DELETE", "GET", "POST", "PUT")]
     routes = request.app.routes
-    return [one["method"] for one in scopes if any(route.matches(one)[0] is Match.FULL for route in routes)]
+    allowed = {one["method"] for one in scopes if any(route.matches(one)[0] is Match.FULL for route in routes)}
+    return sorted(allowed | ({"HEAD"} if "GET" in allowed else set()))
 
 
 # --- what FastAPI and pydantic found ------------------------------------------------------------------------------

@@ -39,7 +39,9 @@ Moment = Annotated[datetime, BeforeValidator(_date_first), AfterValidator(_in_ut
 class SubmitBody(BaseModel):
     """What every kind of job may carry beside its input."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", hide_input_in_errors=True, allow_inf_nan=False, frozen=True, protected_namespaces=()
+    )
 
     kind: str
     input: BaseModel

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with limits on what comes before and after a body, and on how many connections there are.
+"""uvicorn's HTTP protocol with limits on what comes around a body, on answers that are not read, and on connections.
 
 httptools keeps headers of any size, at any pace. Refusals are problems (RFC 9457), as those of the API are.
 """
@@ -6,7 +6,14 @@ httptools keeps headers of any size, at any pace. Refusals are problems (RFC 945
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import json
+import os
+import socket
+import struct
+import termios
+from array import array
 from http import HTTPStatus
 from typing import Any
 
@@ -19,6 +26,9 @@ __all__ = ["GuardedHttp"]
 
 _HEAD_BYTES = 64 * 2**10  # a Last-Event-ID, a key and a filter in the query are some kilobytes
 _HEAD_S = 30.0
+_TAKE_S = 30.0
+_TAKE_BYTES = 300_000  # at least, in that time, of an answer that waits to be read: 10 kB/s, as of a body
+_BETWEEN_MARKS_BYTES = 48 * 2**10  # what has left the buffer from where we have to wait to where we may go on
 _ALIVE = "/healthz"  # answered however many connect: a restart would not help
 
 
@@ -30,12 +40,17 @@ class GuardedHttp(HttpToolsProtocol):
     that is still on its way when its answer is given counts as the time before the next head: uvicorn would read on
     for as long as anything comes.
 
+    And one that does not read its answer: looked at every 30 s from when something waits to be sent until nothing does.
+
     uvicorn's ``limit_concurrency`` is how many connections there may be; of twice as many each new one is closed.
     """
 
     _idle_bytes = 0
     _progress = False
     _timer: asyncio.TimerHandle | None = None
+    _sending: asyncio.TimerHandle | None = None
+    _unsent_bytes = 0  # at the last look
+    _taken_bytes = 0  # since then, at least
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -50,6 +65,8 @@ class GuardedHttp(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_came()
+        if self._sending is not None:
+            self._sending.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -87,9 +104,52 @@ class GuardedHttp(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        self._watch_sending()
         super().on_response_complete()
         if self.cycle.response_complete and not self.transport.is_closing():  # no other request is being answered
             self._await_head()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_sending()
+
+    def resume_writing(self) -> None:
+        self._taken_bytes += _BETWEEN_MARKS_BYTES
+        super().resume_writing()
+
+    def _watch_sending(self) -> None:
+        if self._sending is None and self.transport.get_write_buffer_size():
+            self._unsent_bytes, self._taken_bytes = self._not_taken_bytes(), 0
+            self._sending = self.loop.call_later(_TAKE_S, self._look_at_sending)
+
+    def _look_at_sending(self) -> None:
+        self._sending = None
+        unsent, before = self._not_taken_bytes(), self._unsent_bytes
+        if self.flow.write_paused:
+            late = self._taken_bytes + before - unsent < _TAKE_BYTES
+        else:  # the rest of an answer; of one that goes on, such as a stream of events, there may be little to take
+            over = self.cycle is None or self.cycle.response_complete
+            late = over and self.transport.get_write_buffer_size() > 0 and unsent >= before
+        if late:
+            self._reset()
+        else:
+            self._watch_sending()
+
+    def _reset(self) -> None:
+        """Close at once. close() would wait for what nobody reads, and the kernel would keep what it has of it."""
+        with (
+            contextlib.suppress(OSError, AttributeError),
+            socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as same,
+        ):
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
+    def _not_taken_bytes(self) -> int:
+        """Return what is in the server's buffer and in the kernel's, which may hold megabytes."""
+        queued = array("i", [0])
+        with contextlib.suppress(OSError, AttributeError):  # a transport without a socket, another system
+            fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, queued)
+        return self.transport.get_write_buffer_size() + queued[0]
 
     def _crowded(self, times: int) -> bool:
         return self._most is not None and len(self.connections) > times * self._most
@@ -119,4 +179,5 @@ class GuardedHttp(HttpToolsProtocol):
             body = json.dumps(problem(status, code, title, detail)).encode()
             head = f"HTTP/1.1 {status} {title}\r\nContent-Type: {PROBLEM_TYPE}\r\n"
             self.transport.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+            self._watch_sending()
             self.transport.close()

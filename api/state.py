@@ -15,6 +15,7 @@ from api.waiting import Waiter
 from revln.blobs import BlobStore
 from revln.broker import Dispatcher
 from revln.db.engine import Database
+from revln.db.uploads.quotas import StorageQuotas
 from revln.images import ImageLimits
 from revln.models.registry import ModelCatalog
 from revln.settings import Settings
@@ -31,8 +32,9 @@ class ApiState:
     def __init__(self, settings: Settings, catalog: ModelCatalog | None = None, waiter: Waiter | None = None) -> None:
         self.settings = settings
         self.db = Database(settings.resolved_database_url)
-        self.blobs = BlobStore(settings.resolved_blob_url)
-        self.uploads = Uploads(self.db, self.blobs)
+        self.blobs = BlobStore(settings.resolved_blob_url, settings.min_free_bytes)
+        quotas = StorageQuotas(settings.tenant_max_stored_bytes, settings.max_stored_bytes)
+        self.uploads = Uploads(self.db, self.blobs, quotas)
         self.keys = KeyRing(self.db, settings)
         self.catalog = catalog or ModelCatalog(settings.models, settings.default_model)
         self.image_limits = ImageLimits(max_pixels=settings.max_image_pixels, memory_bytes=settings.image_memory_bytes)

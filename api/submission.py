@@ -31,7 +31,7 @@ def submit(state: ApiState, by: Caller, body: SubmitBody, idempotency_key: str |
     """Check what the schema cannot, write the job, ask for it to be published. Return it, and whether it is new.
 
     Raises:
-        ValidationFailed, NotFound, FingerprintMismatch, IdempotencyMismatch, TooBusy, Unavailable
+        ValidationFailed, NotFound, FingerprintMismatch, IdempotencyMismatch, TooBusy, StorageFull, Unavailable
     """
     sent = body.model_dump(mode="json", exclude_none=True)
     encoded = json.dumps(sent, sort_keys=True).encode()
@@ -40,6 +40,7 @@ def submit(state: ApiState, by: Caller, body: SubmitBody, idempotency_key: str |
         # First of all: a repeat gets its job even if the service is busy now, or the collection gone.
         if known := find_by_key(connection, by.tenant, idempotency_key, request_sha256):
             return known, False
+    state.blobs.check_room()  # rows need room, too, and the database mostly lies beside the blobs
     new = _validate(state, by.tenant, body, sent["input"])
     job, is_new = submit_job(state.db, _new_job(state, by, body, new, len(encoded), idempotency_key, request_sha256))
     if is_new:

@@ -33,6 +33,7 @@ RevlnError
 ├── CollectionMoved          a migration put another generation in its place; the chunk is tried again (retryable)
 ├── LeaseLost                another worker holds the chunk now; drop what was computed
 ├── TimedOut                 a chunk ran longer than its kind allows; tried again, alone (retryable)
+├── StorageFull              no room on the disk, or in what a tenant may store (retryable)
 └── Unavailable              the database, Redis or the workers do not answer (retryable)
 
 Each class has a stable ``code`` (part of the API), a ``retryable`` flag and a default message.
@@ -70,6 +71,7 @@ __all__ = [
     "RevlnError",
     "SettingsError",
     "StartupError",
+    "StorageFull",
     "TimedOut",
     "TooBusy",
     "TooCostly",
@@ -283,6 +285,12 @@ class TimedOut(RevlnError):
     code = "timed_out"
     retryable = True
     default_message = "The chunk ran longer than its kind allows."
+
+
+class StorageFull(RevlnError):
+    code = "storage_full"
+    retryable = True
+    default_message = "There is no room to store this."
 
 
 class Unavailable(RevlnError):

@@ -28,7 +28,7 @@ ENV_PREFIX = "REVLN_"
 class ModelSettings(BaseModel):
     """Where one named model comes from, and how it runs; see ``docs/models.md``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, frozen=True)
 
     family: str = "auto"  # found out from the checkpoint's config.json
     source: str = Field(min_length=1)  # a folder, a .safetensors file, or a hub id
@@ -52,7 +52,7 @@ class ModelSettings(BaseModel):
 class Settings(BaseModel):
     """One frozen object; see ``docs/settings.md``. The descriptions here are that page's rows."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, frozen=True)
 
     # Where things are
     data_dir: Path = Field(Path("revln-data"), description="Folder for whatever has no place of its own below.")
@@ -119,6 +119,18 @@ class Settings(BaseModel):
     tenant_max_queued_items: int = Field(0, ge=0, description="Most items waiting of one tenant. 0: no limit.")
     tenant_max_queued_bytes: int = Field(
         0, ge=0, description="Most bytes that a tenant's jobs not yet ended came with. 0: no limit."
+    )
+    tenant_max_stored_bytes: int = Field(
+        0,
+        ge=0,
+        description="Most bytes of pictures and manifests that a tenant may have stored; above that 507. 0: no limit.",
+    )
+    max_stored_bytes: int = Field(0, ge=0, description="The same of all tenants together. 0: no limit.")
+    min_free_bytes: int = Field(
+        512 * 2**20,
+        ge=0,
+        description="Bytes of the blobs' disk that stay free: below that uploads and jobs are "
+        "answered 507, so that the database goes on. 0: none.",
     )
     max_wait_s: float = Field(60.0, ge=0, le=600, description="Longest `Prefer: wait=N` or `?wait=N` honoured.")
 

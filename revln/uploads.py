@@ -19,6 +19,7 @@ from typing import get_args
 from revln.access import DEFAULT_TENANT, Caller
 from revln.blobs import BlobInfo, BlobStore, BlobWriter
 from revln.db.engine import Database
+from revln.db.uploads.quotas import NO_QUOTAS, StorageQuotas, StoredBytes
 from revln.db.uploads.removal import delete_upload, expire_uploads, ownerless, remove_ownerless
 from revln.db.uploads.uploads import UploadKind, add_uploads, default_tenant_since, used_uploads
 
@@ -30,16 +31,18 @@ _TOGETHER = 500  # blobs whose owners are looked up at once
 class Uploads:
     """One for a process; shared by its threads."""
 
-    def __init__(self, db: Database, blobs: BlobStore) -> None:
+    def __init__(self, db: Database, blobs: BlobStore, quotas: StorageQuotas = NO_QUOTAS) -> None:
         self._db, self._blobs = db, blobs
+        self._stored = StoredBytes(db, quotas)
         self._since: float | None = None
 
     def put(self, tenant: str, pictures: Iterable[bytes], key_id: str | None = None) -> set[str]:
         """Store pictures for a tenant; the SHA-256 of those that are new to it.
 
-        ``key_id``: the key that they came with, if one did. Raises Unauthorized if it has ended.
+        ``key_id``: the key that they came with, if one did. Raises Unauthorized if it has ended, StorageFull.
         """
         found = {hashlib.sha256(data).hexdigest(): data for data in pictures}
+        self._take(tenant, "image", {sha256: len(data) for sha256, data in found.items()})
         self._adopt("image", found)
         sizes = {sha256: len(data) for sha256, data in found.items()}
         new = add_uploads(self._db, tenant, "image", sizes, key_id)
@@ -49,9 +52,15 @@ class Uploads:
 
     def commit(self, tenant: str, kind: UploadKind, writer: BlobWriter, key_id: str | None = None) -> tuple[str, int]:
         """Store for a tenant what was written piece by piece; its SHA-256 and its size. ``key_id``: as of `put`."""
+        self._take(tenant, kind, {writer.sha256: writer.size_bytes})
         self._adopt(kind, [writer.sha256])
         add_uploads(self._db, tenant, kind, {writer.sha256: writer.size_bytes}, key_id)
         return writer.commit()
+
+    def _take(self, tenant: str, kind: UploadKind, sizes: dict[str, int]) -> None:
+        """Raises StorageFull if there is no room for what of these is new to the tenant."""
+        known = used_uploads(self._db, tenant, kind, sizes) if self._stored.limited else set()
+        self._stored.take(tenant, sum(size for sha256, size in sizes.items() if sha256 not in known))
 
     def of(self, tenant: str, kind: UploadKind, sha256s: Collection[str]) -> set[str]:
         """Those of the blobs that the tenant has."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from revln.access import DEFAULT_TENANT
 from revln.db.collections.collections import Collection
 from revln.db.embeddings import cached_vectors, store_vectors
 from revln.db.jobs.results import vectors_from_bytes, vectors_to_bytes
@@ -38,10 +39,15 @@ class Content:
     image_sha256: str | None = None
 
 
-def text_content(text: str) -> Content:
-    """Text by its characters in NFC: two spellings of é are one text to a reader and to a tokenizer."""
+def text_content(text: str, tenant: str) -> Content:
+    """Text by its characters in NFC: two spellings of é are one text to a reader and to a tokenizer.
+
+    Each tenant's for itself: the time that a job takes would tell one tenant what another has embedded.
+    """
     normal = unicodedata.normalize("NFC", text)
-    return Content("text:" + hashlib.sha256(normal.encode()).hexdigest(), Operation.EMBED_TEXT, text=normal)
+    # The default tenant's are named as all were before there were others. No text has a NUL.
+    named = normal if tenant == DEFAULT_TENANT else f"{tenant}\0{normal}"
+    return Content("text:" + hashlib.sha256(named.encode()).hexdigest(), Operation.EMBED_TEXT, text=normal)
 
 
 def item_contents(
@@ -92,7 +98,7 @@ def load_embedder(context: Context[Any], collection: Collection | None = None) -
 
 def _content(context: Context[Any], item: Item) -> Content | ItemError | Future[Content]:
     if item.image is None:
-        return text_content(item.text or "")
+        return text_content(item.text or "", context.job.tenant)
     if item.image.sha256 is not None:
         return Content("image:" + item.image.sha256, Operation.EMBED_IMAGE, image_sha256=item.image.sha256)
     if item.image.url is None:

@@ -82,7 +82,7 @@ def _ending(runtime: Runtime, claim: Claim, err: Exception) -> tuple[str, Callab
             return "timed out", lambda: charge_crash(db, claim, err, runtime.settings.max_crashes)
         # An ItemError here is of the whole manifest: it is gone.
         case JobError() | UsersError() | ItemError() if not err.retryable:
-            return f"failed ({err.code}: {err.message})", lambda: bury_chunk(db, claim, err.as_dict())
+            return f"failed ({err.code})", lambda: bury_chunk(db, claim, err.as_dict())
     return _try_again(runtime, claim, err)
 
 

@@ -19,6 +19,7 @@ from revln.db import workers
 from revln.db.collections.collections import Collection
 from revln.db.collections.snapshots import Snapshot
 from revln.db.engine import Database
+from revln.db.uploads.quotas import StorageQuotas
 from revln.errors import Unavailable
 from revln.fetch import FetchPolicy, UrlFetcher
 from revln.images import ImageLimits
@@ -73,8 +74,9 @@ class Runtime:
         self.queues = queues
         self.db = Database(settings.resolved_database_url)
         self.installation = Installation(settings, self.db)
-        self.blobs = BlobStore(settings.resolved_blob_url)
-        self.uploads = Uploads(self.db, self.blobs)
+        self.blobs = BlobStore(settings.resolved_blob_url, settings.min_free_bytes)
+        quotas = StorageQuotas(settings.tenant_max_stored_bytes, settings.max_stored_bytes)
+        self.uploads = Uploads(self.db, self.blobs, quotas)
         self.fetcher = UrlFetcher(
             FetchPolicy(
                 enabled=settings.fetch_urls,

@@ -37,7 +37,7 @@ _ONE: dict[int | str, dict[str, Any]] = {200: {"model": CollectionAnswer}}
 class CollectionBody(BaseModel):
     """A collection's vectors are all of one model; or they are yours, all of one length."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, allow_inf_nan=False, protected_namespaces=())
 
     model: Annotated[str, Field(max_length=128)] | None = None
     dim: Annotated[int, Field(ge=1, le=MAX_DIM)] | None = Field(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from collections.abc import Iterator
+from typing import IO, Annotated
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.datastructures import UploadFile
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, StreamingResponse
 
 from api.access import Sha256, Who
 from api.answers import ImageAnswer
@@ -19,6 +21,9 @@ from revln.errors import ItemNotFound, NotFound
 from revln.images import THUMBNAIL_MEDIA_TYPE, THUMBNAIL_WIDTHS, inspect_image, media_type_of, thumbnail
 
 __all__ = ["router"]
+
+_PIECE_BYTES = 64 * 2**10
+_HEAD_BYTES = 64  # say what it is
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
@@ -82,8 +87,11 @@ async def fetch(
     if await run_sync(_is_known, state, caller.tenant, sha256, matches(headers["ETag"], if_none_match)):
         return Response(status_code=304, headers=headers)
     if width is None:
-        data = await run_sync(_bytes, state, sha256)
-        return Response(data, media_type=media_type_of(data), headers=headers)
+        file = await run_sync(_open, state, sha256)
+        head = file.read(_HEAD_BYTES)
+        headers["Content-Length"] = str(file.seek(0, os.SEEK_END))
+        file.seek(0)
+        return StreamingResponse(_pieces(file), media_type=media_type_of(head), headers=headers)
     small = state.thumbnails.get((caller.tenant, sha256, width))
     if small is None:
         small = await state.pictures.run(caller.tenant, lambda: _thumbnail(state, caller.tenant, sha256, width))
@@ -95,6 +103,20 @@ def _is_known(state: ApiState, tenant: str, sha256: str, is_same: bool) -> bool:
     if not state.uploads.of(tenant, "image", [sha256]):
         raise _not_found(sha256)
     return is_same and state.blobs.exists(sha256, "images")
+
+
+def _open(state: ApiState, sha256: str) -> IO[bytes]:
+    """The whole picture, to be sent as it is read: held in memory, those that nobody takes would fill it."""
+    try:
+        return state.blobs.open_checked(sha256, "images")
+    except ItemNotFound as err:
+        raise _not_found(sha256) from err
+
+
+def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(_PIECE_BYTES):
+            yield piece
 
 
 def _bytes(state: ApiState, sha256: str) -> bytes:

@@ -29,7 +29,7 @@ KeyId = Annotated[str, Path(pattern=r"^[0-9a-f]{16}$")]
 class KeyBody(BaseModel):
     """A key of one tenant; its secret is in the answer, and nowhere afterwards."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, allow_inf_nan=False, frozen=True)
 
     name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")] = Field(
         description="Yours, to know it by in a listing."
@@ -49,7 +49,7 @@ class KeyBody(BaseModel):
 
 
 class RotateBody(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, allow_inf_nan=False, frozen=True)
 
     overlap_s: Annotated[float, Field(ge=0, le=MAX_OVERLAP_S)] = Field(
         OVERLAP_S, description="Seconds for which the old key is taken beside the new one."

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse
 
 from api.access import Sha256, Who
 from api.answers import ManifestAnswer
-from api.problems import invalid
+from api.manifests import ManifestLines
 from api.state import State
 
 __all__ = ["router"]
@@ -29,19 +29,23 @@ router = APIRouter(prefix="/v1/manifests", tags=["manifests"])
     },
 )
 async def upload(request: Request, state: State, caller: Who) -> JSONResponse:
-    """Streamed to the blob store, never held in memory. Its lines are checked one by one when a job reads them."""
-    lines = 0
-    last = b"\n"
+    """Streamed to the blob store, never held in memory. Its lines are counted, and checked when a job reads them.
+
+    `lines` are those that are not blank. A manifest with a line of over a MiB, or without any JSON, is refused.
+    """
+    lines = ManifestLines()
+
+    def take(piece: bytes) -> None:
+        lines.feed(piece)
+        writer.write(piece)
+
     with await run_sync(state.blobs.writer, "manifests", state.settings.max_manifest_bytes) as writer:
         async for piece in request.stream():
             if piece:
-                await run_sync(writer.write, piece)
-                lines += piece.count(b"\n")
-                last = piece[-1:]
-        if not lines and last == b"\n":
-            raise invalid("", "no bytes were sent; a manifest has one item a line")
+                await run_sync(take, piece)
+        count = lines.end()
         sha256, size = await run_sync(state.uploads.commit, caller.tenant, "manifest", writer, caller.key_id)
-    return JSONResponse({"sha256": sha256, "lines": lines + (last != b"\n"), "size_bytes": size}, 201)
+    return JSONResponse({"sha256": sha256, "lines": count, "size_bytes": size}, 201)
 
 
 @router.delete("/{sha256}", status_code=204, summary="Delete a manifest that no job needs")

@@ -21,7 +21,7 @@ router = APIRouter(prefix="/v1/collections", tags=["collections"])
 class RollbackBody(BaseModel):
     """Which snapshot to serve; without one, that before the current one."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     snapshot: Annotated[str, Field(max_length=64)] | None = None
 

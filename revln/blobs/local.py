@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
 import uuid
 from contextlib import suppress
@@ -28,13 +29,15 @@ class _LocalDraft:
 
     def finish(self, path: str, size: int) -> None:
         target = self._root / path
+        # On the disk before it is known whether it is there: else whoever sends it could tell by the time that somebody
+        # else has it.
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
         if _same_bytes(target, path[-64:], size):
             # Already there. Its time is renewed, or a collector that saw only the old one would delete it.
             os.utime(target)
             return
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
         written = self._path.stat().st_size
         if written != size:  # a full disk does not always say so
             raise OSError(f"{written:,} of {size:,} bytes reached the disk")
@@ -55,6 +58,10 @@ class LocalFiles:
 
     def begin(self) -> _LocalDraft:
         return _LocalDraft(self._root)
+
+    def free_bytes(self) -> int | None:
+        folder = next(one for one in (self._root, *self._root.parents) if one.exists())
+        return shutil.disk_usage(folder).free
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         with (self._root / path).open("rb") as file:

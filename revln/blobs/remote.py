@@ -58,6 +58,9 @@ class RemoteFiles:
     def begin(self) -> _RemoteDraft:
         return _RemoteDraft(self)
 
+    def free_bytes(self) -> int | None:
+        return None
+
     def upload(self, source: str, path: str, size: int) -> None:
         fs, at = self._fs(), self._at(path)
         if size <= _ONE_PUT_BYTES:

@@ -14,7 +14,7 @@ from revln.blobs.files import PLACES, UNFINISHED, Files
 from revln.blobs.local import LocalFiles
 from revln.blobs.names import answering, blob_path, check_prefix, is_sha256
 from revln.blobs.remote import RemoteFiles
-from revln.blobs.writer import BlobWriter
+from revln.blobs.writer import BlobWriter, check_room
 from revln.errors import ItemInvalid, ItemNotFound, SettingsError
 
 __all__ = ["BlobInfo", "BlobStore"]
@@ -37,8 +37,8 @@ class BlobStore:
     Every method may raise `Unavailable` (retryable): the store does not answer, or the disk is full.
     """
 
-    def __init__(self, url: str) -> None:
-        """Touch nothing yet.
+    def __init__(self, url: str, min_free_bytes: int = 0) -> None:
+        """Touch nothing yet. ``min_free_bytes``: of the disk, below which nothing more is written.
 
         Raises:
             SettingsError: no such kind of store, or the package that speaks to it is not installed.
@@ -50,7 +50,7 @@ class BlobStore:
             self._files: Files = LocalFiles(Path(rest if found else url))
         else:
             self._files = RemoteFiles(scheme, rest.rstrip("/"))
-        self.url = url
+        self.url, self._min_free_bytes = url, min_free_bytes
 
     def put(self, data: bytes, prefix: str = "images") -> str:
         """Store bytes; return their SHA-256. They are on disk when this returns."""
@@ -60,7 +60,11 @@ class BlobStore:
 
     def writer(self, prefix: str, max_bytes: int | None = None) -> BlobWriter:
         """Begin a blob that is written piece by piece, as when the pieces arrive in an event loop."""
-        return BlobWriter(self._files, check_prefix(prefix), max_bytes)
+        return BlobWriter(self._files, check_prefix(prefix), max_bytes, self._min_free_bytes)
+
+    def check_room(self) -> None:
+        """Raises StorageFull if nothing more would be written."""
+        check_room(self._files, self._min_free_bytes)
 
     def get(self, sha256: str, prefix: str = "images") -> bytes:
         """Read a blob and check its hash.

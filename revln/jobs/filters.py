@@ -58,7 +58,8 @@ class FilterError(ValueError):
     def __init__(self, detail: str, pointer: str) -> None:
         super().__init__(detail)
         self.detail = detail
-        self.pointer = pointer
+        # pydantic, which carries it on, can hold no half of a surrogate.
+        self.pointer = pointer.encode("utf-8", "replace").decode()
 
 
 class Operator(StrEnum):

@@ -119,7 +119,7 @@ SHA_EXAMPLE = "0f" * 32  # stands for an uploaded picture or manifest in the exa
 class Strict(BaseModel):
     """Refuses unknown fields, NaN and the infinities."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, allow_inf_nan=False, frozen=True)
 
 
 class ImageRef(Strict):
@@ -169,7 +169,7 @@ class Parameters(BaseModel):
     A row of an older version has the defaults of what came later; fields of a newer version are left out.
     """
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True, allow_inf_nan=False, frozen=True)
 
     @property
     def manifest_sha256(self) -> str | None:

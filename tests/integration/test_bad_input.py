@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import gzip
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -453,16 +455,30 @@ def test_a_manifest_of_no_bytes_is_422(stack: Stack) -> None:
 
 
 def test_a_manifest_without_items_is_422(stack: Stack) -> None:
-    manifest = _manifest(stack, b"\n\n  \n\t\r\n")
-    refused = problem(send(stack, {"kind": "embed", "input": manifest}), 422, "validation_failed")
-    assert refused.errors is not None
-    assert refused.errors[0].pointer == "/input/manifest/sha256"
-    assert "no items" in refused.detail
+    refused = problem(stack.http.post("/v1/manifests", content=b"\n\n  \n\t\r\n"), 422, "validation_failed")
+    assert "blank lines alone" in refused.detail
+
+
+@pytest.mark.parametrize("content", [b"\x00\x01\x02", b"\x1f\x8b\x08\x00rubbish\n\n\x00", b"id,text\n1,a dog\n"])
+def test_what_has_no_line_of_json_is_no_manifest(stack: Stack, content: bytes) -> None:
+    refused = problem(stack.http.post("/v1/manifests", content=content), 422, "validation_failed")
+    assert "lines is JSON" in refused.detail
+
+
+def test_a_manifest_is_read_from_gzip_and_kept_as_it_was(stack: Stack) -> None:
+    lines = b'{"text": "a"}\n\n{"text": "b"}\n'
+    for coding, body in (("gzip", gzip.compress(lines)), ("identity", lines)):
+        answer = stack.http.post("/v1/manifests", content=body, headers={"Content-Encoding": coding})
+        told = answer.json()
+        assert (answer.status_code, told["lines"], told["size_bytes"]) == (201, 2, len(lines))
+        assert told["sha256"] == hashlib.sha256(lines).hexdigest()
+    refused = stack.http.post("/v1/manifests", content=lines, headers={"Content-Encoding": "br"})
+    problem(refused, 415, "unsupported_media_type")
 
 
 def test_a_manifests_line_without_end_is_422(stack: Stack) -> None:
     content = b'{"text": "a"}\n{"text": "' + b"x" * 2**21 + b'"}'
-    refused = problem(send(stack, {"kind": "embed", "input": _manifest(stack, content)}), 422, "validation_failed")
+    refused = problem(stack.http.post("/v1/manifests", content=content), 422, "validation_failed")
     assert "line 2 is longer than 1,048,576 bytes" in refused.detail
 
 
@@ -512,9 +528,10 @@ def test_what_does_not_exist_is_404(stack: Stack, method: str, path: str) -> Non
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("PUT", "/v1/jobs", "GET, POST"), ("PATCH", f"/v1/jobs/{ABSENT}", "DELETE, GET"), ("DELETE", "/v1/images", "POST"),
-     ("POST", "/healthz", "GET"), ("GET", f"/v1/jobs/{ABSENT}/cancel", "POST"), ("OPTIONS", "/v1/jobs", "GET, POST"),
-     ("TRACE", "/v1/models", "GET"), ("PATCH", "/v1/collections/zoo", "DELETE, GET, PUT")],
+    [("PUT", "/v1/jobs", "GET, HEAD, POST"), ("PATCH", f"/v1/jobs/{ABSENT}", "DELETE, GET, HEAD"),
+     ("DELETE", "/v1/images", "POST"), ("POST", "/healthz", "GET, HEAD"), ("GET", f"/v1/jobs/{ABSENT}/cancel", "POST"),
+     ("OPTIONS", "/v1/jobs", "GET, HEAD, POST"), ("TRACE", "/v1/models", "GET, HEAD"),
+     ("PATCH", "/v1/collections/zoo", "DELETE, GET, HEAD, PUT")],
 )  # fmt: skip
 def test_a_wrong_method_is_405(stack: Stack, method: str, path: str, allowed: str) -> None:
     answer = stack.http.request(method, path)
@@ -522,9 +539,25 @@ def test_a_wrong_method_is_405(stack: Stack, method: str, path: str, allowed: st
     assert answer.headers["Allow"] == allowed
 
 
-def test_head_of_a_route_that_has_none_is_405_without_a_body(stack: Stack) -> None:
-    answer = stack.http.head("/v1/jobs")
-    assert (answer.status_code, answer.headers["Content-Type"]) == (405, "application/problem+json")
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/jobs", "/healthz", "/docs", "/openapi.json", "/v1/models", f"/v1/jobs/{ABSENT}", "/v1/jobs?limit=0", "/x"],
+)
+def test_head_is_get_without_the_body(stack: Stack, path: str) -> None:
+    got, answer = stack.http.get(path), stack.http.head(path)
+    assert answer.content == b""
+    for name in ("Content-Type", "Cache-Control", "ETag"):
+        assert answer.headers.get(name) == got.headers.get(name)
+    assert (answer.status_code, answer.headers["Content-Length"]) == (got.status_code, got.headers["Content-Length"])
+
+
+def test_head_of_a_stream_of_events_ends(stack: Stack) -> None:
+    job = send(stack, {"kind": "embed", "input": {"items": [{"text": "x"}]}}).json()
+    answer = stack.http.head(f"/v1/jobs/{job['id']}/events")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["Content-Type"].startswith("text/event-stream")
+    problem(stack.http.request("GET", f"/v1/jobs/{job['id']}/cancel"), 405, "method_not_allowed")
+    assert stack.http.head(f"/v1/jobs/{job['id']}/cancel").status_code == 405
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sqlalchemy import insert, update
 
+from revln.access import DEFAULT_TENANT
 from revln.db import tables
 from revln.models.base import Caption, ModelInfo, Operation
 from tests.conftest import DATABASES, fresh_database
@@ -161,7 +162,12 @@ def test_what_was_kept_before_is_neither_told_nor_used(inline: InlineStack) -> N
     text = f"a cat {uuid4().hex}"
     nan = np.full(24, np.nan, dtype="<f4").tobytes()
     with inline.runtime.db.write() as connection:
-        row = {"fingerprint": "wrong-24", "content_key": text_content(text).key, "vector": nan, "created_at": 0.0}
+        row = {
+            "fingerprint": "wrong-24",
+            "content_key": text_content(text, DEFAULT_TENANT).key,
+            "vector": nan,
+            "created_at": 0.0,
+        }
         connection.execute(insert(tables.embeddings).values(**row))
     job = run(inline, "embed", {"items": [{"text": text}]})
     assert np.isfinite(job["result"]["items"][0]["embedding"]).all()

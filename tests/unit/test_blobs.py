@@ -353,3 +353,16 @@ def test_a_relative_path_stays_where_it_was_when_the_process_moves(tmp_path, mon
     sha256 = store.put(b"x")
     monkeypatch.chdir("/")
     assert store.get(sha256) == b"x"
+
+
+def test_bytes_that_are_there_are_written_before_that_is_known(tmp_path, monkeypatch):
+    """Else the time of an upload would tell who sends it that another tenant has the picture."""
+    store = BlobStore(str(tmp_path))
+    flushed = []
+    real = os.fsync
+    monkeypatch.setattr("revln.blobs.local.os.fsync", lambda handle: (flushed.append(handle), real(handle)))
+    store.put(b"a picture")
+    first, flushed[:] = len(flushed), []
+    store.put(b"a picture")
+    assert first >= 1
+    assert len(flushed) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 from collections.abc import Iterator
@@ -102,3 +103,60 @@ def test_bodies_that_together_take_too_much_are_told_to_come_again() -> None:
             one.close()
         wait_until(lambda: guard.held_bytes == 0, what="their end")
         assert said(port, one_more).startswith(b"HTTP/1.1 200")
+
+
+def sent_as(coding: str, body: bytes, path: bytes = b"/x") -> bytes:
+    head = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Encoding: %s\r\n"
+    return head % (path, coding.encode()) + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    assert not {b"content-encoding", b"content-length"} & {name for name, _ in scope["headers"]}
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message["body"], message["more_body"]
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def test_a_gzip_body_is_read_of_one_member_or_several() -> None:
+    body = json.dumps(list(range(200_000))).encode()
+    half = len(body) // 2
+    with serving(LimitBody(echo, Settings())) as port:
+        for coding, encoded in (
+            ("gzip", gzip.compress(body)),
+            ("x-gzip, identity", gzip.compress(body)),
+            ("gzip", gzip.compress(body[:half]) + gzip.compress(body[half:])),
+            ("gzip", gzip.compress(body, 0)),
+        ):
+            assert said(port, sent_as(coding, encoded)).partition(b"\r\n\r\n")[2] == body
+        assert said(port, sent_as("gzip", b"")).endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("coding", ["br", "deflate", "zstd", "gzip, gzip", "gzip;q=1", "é".encode().decode("latin-1")])
+def test_another_encoding_is_415_whatever_the_body_is(coding: str) -> None:
+    with limited() as (port, _):
+        told = problem(said(port, sent_as(coding, b"{}")), 415, "unsupported_media_type")
+        assert "gzip" in told
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}", gzip.compress(b"{}")[:-3], gzip.compress(b"{}" * 999)[:20], gzip.compress(b"{}") + b"more"]
+)
+def test_what_is_no_gzip_is_400(body: bytes) -> None:
+    with limited() as (port, guard):
+        problem(said(port, sent_as("gzip", body)), 400, "malformed_encoding")
+        assert guard.held_bytes == 0
+
+
+@pytest.mark.parametrize("path", [b"/x", b"/v1/manifests"])
+def test_a_bomb_is_told_while_it_is_unpacked(path: bytes) -> None:
+    bomb = gzip.compress(bytes(100 * 2**20))
+    with limited(max_body_bytes=2**20, max_manifest_bytes=2**20) as (port, guard):
+        assert "1048576" in problem(said(port, sent_as("gzip", bomb, path)), 413, "payload_too_large")
+        assert guard.held_bytes == 0
+    with limited() as (port, guard):
+        many = gzip.compress(b"[" + b"[]," * 8_000_000 + b"0]")
+        problem(said(port, sent_as("gzip", many)), 413, "payload_too_large")
+        assert guard.held_bytes == 0

@@ -104,6 +104,7 @@ def nested(levels: int) -> Any:
         ({"": 1}, "/", "empty step"),
         ({"a\x00": 1}, "/a\x00", "U+0000"),
         ({"a": "\ud800"}, "/a", "U+D800"),
+        ({"a\ud800": 1}, "/a?", "U+D800"),
         ({"a": "x" * 5_000}, "/a", "at most 4,096"),
         ({"a": 10**400}, "/a", "finite"),
         ({"a": float("nan")}, "/a", "finite"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -150,6 +151,40 @@ def test_what_trickles_in_after_the_answer_is_not_waited_for(more: bytes, monkey
             return False
 
         wait_until(closed, what="the end of the connection")
+
+
+def large(size: int) -> Any:
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        head = [(b"content-length", b"%d" % size)]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": bytes(size)})
+
+    return answer
+
+
+@pytest.mark.parametrize("size", [64 * 2**20, 4 * 2**20], ids=["in the server", "mostly in the kernel"])
+@pytest.mark.parametrize("ending", [b"", b"Connection: close\r\n"], ids=["keep-alive", "close"])
+def test_a_connection_that_reads_nothing_is_closed(size: int, ending: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_server, "_TAKE_S", 0.2)
+    with serving(large(size)) as port, socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n" + ending + b"\r\n")
+        ended = select.poll()
+        ended.register(connection, select.POLLHUP | select.POLLERR)
+        assert ended.poll(DEADLINE_S * 1_000), "the end of the connection"
+
+
+def test_who_reads_as_slowly_as_is_allowed_is_given_the_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_server, "_TAKE_S", 0.1)
+    monkeypatch.setattr(api_server, "_TAKE_BYTES", 1)
+    size, got, paused = 8 * 2**20, 0, threading.Event()
+    with serving(large(size)) as port, socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        while got < size and (piece := connection.recv(262_144)):
+            got += len(piece)
+            paused.wait(0.005)
+    assert got >= size
 
 
 def test_a_request_that_takes_its_time_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

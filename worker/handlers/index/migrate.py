@@ -105,7 +105,8 @@ def _catch_up(context: Context[Any], loaded: LoadedModel, shadow: Collection, er
             changes = changes_after(connection, shadow.shadow_of, at, _TOGETHER)
         if changes.last_seq == at:
             return
-        entries = _entries(changes, _embedded(context, loaded, changes.live), errors)
+        made = _embedded(context, loaded, changes.live)
+        entries = _entries(changes, made, errors, context.job.tenant)
         with db.write() as connection:
             hold_chunk(connection, context.claim)
             follow(connection, shadow, entries, at, changes.last_seq)
@@ -143,7 +144,8 @@ def _write_missing(
         hold_chunk(connection, context.claim)
         _, now = lock_heads(connection, shadow)
         again = {row["item_id"]: row for row in missing_items(connection, shadow, _TOGETHER, after)}
-        entries = [_entry(row, made[row["item_id"]]) for row in rows if again.get(row["item_id"]) == row]
+        tenant = context.job.tenant
+        entries = [_entry(row, made[row["item_id"]], tenant) for row in rows if again.get(row["item_id"]) == row]
         follow(connection, shadow, entries, now.shadow_seq or 0, now.shadow_seq or 0)
 
 
@@ -158,7 +160,7 @@ def _finish(
     before, now = lock_heads(connection, shadow)
     at = now.shadow_seq or 0
     changes = changes_after(connection, before.id, at, _LAST_ROWS)
-    contents = [_content(row) for row in changes.live]
+    contents = [_content(row, context.job.tenant) for row in changes.live]
     good = [content for content in contents if isinstance(content, Content)]
     known = cached_vectors(connection, shadow.model_fingerprint, [content.key for content in good])
     pictures = {content.image_sha256 for content in good if content.image_sha256}
@@ -169,7 +171,7 @@ def _finish(
         content if isinstance(content, ItemError) else np.frombuffer(known[content.key], dtype="<f4")
         for content in contents
     ]
-    follow(connection, shadow, _entries(changes, vectors, errors), at, changes.last_seq)
+    follow(connection, shadow, _entries(changes, vectors, errors, context.job.tenant), at, changes.last_seq)
     serving, now = lock_heads(connection, shadow)
     missing = [row["item_id"] for row in missing_items(connection, now, serving.count + 1)] if (
         serving.count > now.count
@@ -211,22 +213,22 @@ def _missing(missing: list[str], errors: dict[str, ItemError]) -> list[Outcome]:
 # --- items of the log, embedded again --------------------------------------------------------------------------------
 
 
-def _content(row: _Row) -> Content | ItemError:
+def _content(row: _Row, tenant: str) -> Content | ItemError:
     """What the item's vector was made of, as far as it is still here."""
     kind = str(row["content_key"] or "").partition(":")[0]
     if row["image_sha256"] is not None:
         return Content("image:" + row["image_sha256"], Operation.EMBED_IMAGE, image_sha256=row["image_sha256"])
     if kind == "text" and row["text"]:
-        return text_content(row["text"])
+        return text_content(row["text"], tenant)
     return ItemInvalid("Its vector was brought along and its picture is not here, so no other model can read it.")
 
 
 def _embedded(context: Context[Any], loaded: LoadedModel, rows: list[_Row]) -> list[NDArray[np.float32] | ItemError]:
-    return embed(context, loaded, own_contents(context, [_content(row) for row in rows]))
+    return embed(context, loaded, own_contents(context, [_content(row, context.job.tenant) for row in rows]))
 
 
-def _entry(row: _Row, vector: NDArray[np.float32]) -> LogEntry:
-    content = _content(row)
+def _entry(row: _Row, vector: NDArray[np.float32], tenant: str) -> LogEntry:
+    content = _content(row, tenant)
     assert isinstance(content, Content)
     return LogEntry(
         "upsert", row["item_id"], vector=vectors_to_bytes(vector), content_key=content.key, text=row["text"],
@@ -235,7 +237,7 @@ def _entry(row: _Row, vector: NDArray[np.float32]) -> LogEntry:
 
 
 def _entries(
-    changes: Changes, made: list[NDArray[np.float32] | ItemError], errors: dict[str, ItemError]
+    changes: Changes, made: list[NDArray[np.float32] | ItemError], errors: dict[str, ItemError], tenant: str
 ) -> list[LogEntry]:
     """What the shadow's log takes up; an item that cannot be embedded is in it no longer, whatever it was before."""
     entries = [LogEntry("delete", item_id) for item_id in changes.gone]
@@ -245,5 +247,5 @@ def _entries(
             entries.append(LogEntry("delete", row["item_id"]))
         else:
             errors.pop(row["item_id"], None)
-            entries.append(_entry(row, vector))
+            entries.append(_entry(row, vector, tenant))
     return entries
