@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from revln.models.base import CaptionOptions
+from revln.models.base import CaptionOptions, Evidence
 from revln.models.revln.captioning import CONFIDENCE_FEATURES, PreparedCaption, candidates, caption
 from revln.models.revln.card import RevlnConfig
 from revln.models.revln.net import RevlnNet
@@ -41,7 +41,7 @@ class DevCaptions:
     tokenizer: Tokenizer
     places: Tensor  # (N, P, C) float16
     references: Sequence[Sequence[str]]
-    evidence: Mapping[str, Sequence[Sequence[str]]]
+    evidence: Mapping[str, Sequence[Sequence[Evidence]]]
 
     @classmethod
     @torch.inference_mode()
@@ -61,13 +61,16 @@ class DevCaptions:
         vectors = torch.cat([net.image.embed(maps[at].float().to(device)).cpu() for at in batches_of(len(maps))])
         told = [references[i] for i in some]
         found = nearest_captions(vectors.numpy(), store.vectors, config.max_evidence)
-        evidence: dict[str, Sequence[Sequence[str]]] = {
+        evidence: dict[str, Sequence[Sequence[Evidence]]] = {
             "bare": [()] * len(told),
-            "store": [[store.texts[j] for j in row] for row in found],
-            "misled": [told[i - 1][:1] for i in range(len(told))],
+            "store": [
+                [Evidence(str(j), store.texts[j], float(vector @ store.vectors[j])) for j in row]
+                for row, vector in zip(found, vectors.numpy(), strict=True)
+            ],
+            "misled": [[_of_this_picture(told[i - 1][0])] for i in range(len(told))],
         }
         if all(len(texts) > 1 for texts in told):
-            evidence["told"] = [texts[:1] for texts in told]
+            evidence["told"] = [[_of_this_picture(texts[0])] for texts in told]
         return cls(net, replace(config, caption_confidence=None), tokenizer, maps, told, evidence)
 
     @torch.inference_mode()
@@ -121,5 +124,10 @@ class DevCaptions:
         device, none = next(self.net.parameters()).device, torch.empty(0)
         for at in batches_of(len(self.places)):
             evidence = self.evidence[quality][at]
-            batch = [PreparedCaption(none, tuple(texts), (), options, 0) for texts in evidence]
+            batch = [PreparedCaption(none, tuple(told), (), options, 0) for told in evidence]
             yield self.places[at].float().to(device), batch
+
+
+def _of_this_picture(text: str) -> Evidence:
+    """As a store gives it that holds the very picture with this text."""
+    return Evidence("", text, 1.0)
