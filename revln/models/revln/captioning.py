@@ -28,7 +28,7 @@ from revln.models.revln.tokenizer import PAD, Tokenizer
 __all__ = ["CONFIDENCE_FEATURES", "Candidate", "PreparedCaption", "RawCaptions", "candidates", "caption"]
 
 # What a caption's confidence is computed of, in the order of RevlnConfig.caption_confidence, after the bias.
-CONFIDENCE_FEATURES = ("cosine", "log_prob", "consensus", "is_evidence", "score")
+CONFIDENCE_FEATURES = ("cosine", "log_prob", "consensus", "is_alone", "is_evidence", "score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Candidate:
         ids: what is told, without the user's prefix.
         log_prob: of ``ids`` after the prompt, end token included.
         cosine: of caption and picture in the joint space.
-        consensus: how near the caption is to the evidence that is near the picture; 0 without evidence.
+        consensus: how near the caption is to the evidence that is near the picture; None: there is no evidence.
         score: of a retrieved caption, that with which it was found. It is 1 where the store holds this very picture,
             and says what the cosine does where the caption itself was found. None: the decoder wrote this one.
     """
@@ -65,15 +65,19 @@ class Candidate:
     ids: tuple[int, ...]
     log_prob: float
     cosine: float
-    consensus: float
+    consensus: float | None
     score: float | None
 
     @property
     def features(self) -> tuple[float, ...]:
         """In the order of `CONFIDENCE_FEATURES`."""
+        agreed = (0.0, 1.0) if self.consensus is None else (self.consensus, 0.0)
         retrieved = (0.0, 0.0) if self.score is None else (1.0, self.score)
-        return (self.cosine, self.log_prob / (len(self.ids) + 1), self.consensus, *retrieved)
+        return (self.cosine, self.log_prob / (len(self.ids) + 1), *agreed, *retrieved)
 
+
+# A sentence that is nearer to the picture by .1 weighs e times as much.
+_SHARPNESS = 10.0
 
 # What a candidate tells, its log-probability, and its score if it was retrieved.
 _Told = tuple[tuple[int, ...], float, float | None]
@@ -81,18 +85,19 @@ _Told = tuple[tuple[int, ...], float, float | None]
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """The sentences that are near a picture, nearest first, with their cosines and unit vectors (E, D)."""
+    """The sentences that were retrieved for a picture, nearest first, with their cosines and unit vectors (E, D)."""
 
     told: tuple[Evidence, ...]
     cosines: tuple[float, ...]
     vectors: Tensor
 
-    def consensus(self, vector: Tensor) -> float:
-        """Mean cosine to the sentences, each weighed by how near it is to the picture."""
+    def consensus(self, vector: Tensor) -> float | None:
+        """Return the mean cosine to the sentences, weighed by how near each is, and they all are, to the picture."""
         if not self.told:
-            return 0.0
-        weights = torch.tensor([max(cosine, 0.0) for cosine in self.cosines], device=vector.device)
-        return float((weights * (self.vectors @ vector)).sum() / len(self.told))
+            return None
+        cosines = torch.tensor(self.cosines, device=vector.device)
+        shares = (_SHARPNESS * cosines).softmax(dim=0)
+        return float(shares @ (self.vectors @ vector)) * max(0.0, float(shares @ cosines))
 
 
 def caption(
@@ -149,7 +154,7 @@ def _known(
     vectors: Tensor,
     evidence: Sequence[Sequence[Evidence]],
 ) -> list[_Known]:
-    """Read each picture's evidence: the ``max_evidence`` sentences that are nearest to it."""
+    """Read each picture's evidence."""
     rows = [tokenizer.encode(one.text.strip())[: config.text_tokens] for several in evidence for one in several]
     told = _unit(net, rows, vectors)
     out, start = [], 0
@@ -157,7 +162,7 @@ def _known(
         mine = told[start : start + len(several)]  # (E, D)
         start += len(several)
         cosines = (mine @ vector).tolist()
-        order = sorted(range(len(several)), key=lambda i: -cosines[i])[: config.max_evidence]
+        order = sorted(range(len(several)), key=lambda i: -cosines[i])
         out.append(_Known(tuple(several[i] for i in order), tuple(cosines[i] for i in order), mine[order]))
     return out
 
@@ -166,7 +171,7 @@ def _prompt(config: RevlnConfig, tokenizer: Tokenizer, known: _Known) -> list[in
     levels = config.evidence_levels
     told = [
         (None if levels is None else bisect_right(levels, cosine), one.text)
-        for one, cosine in zip(known.told, known.cosines, strict=True)
+        for one, cosine in zip(known.told[: config.max_evidence], known.cosines, strict=False)
     ]
     return tokenizer.prompt(told, config.evidence_tokens)
 

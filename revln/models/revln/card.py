@@ -84,7 +84,7 @@ class RevlnConfig:
     # Weights of a logistic regression on CONFIDENCE_FEATURES, the bias first: how likely a caption is right. Training
     # measures it. Retrieved captions then compete with the beams.
     caption_confidence: list[float] | None = None
-    # Prompt: the best max_evidence captions, each cut to evidence_tokens; a user's prefix is cut to prefix_tokens.
+    # Prompt: the nearest max_evidence captions, each cut to evidence_tokens; a user's prefix is cut to prefix_tokens.
     max_evidence: int = 4
     evidence_tokens: int = 20
     # A retrieved caption's level in the prompt is the number of these cosines, to the picture, that it reaches.
