@@ -7,6 +7,7 @@ import itertools
 import click
 
 from revln.cli.jobs import as_json_option, connect, url_option
+from revln.cli.numbers import Count
 from revln.cli.output import print_json, show_job
 from revln.errors import Conflict
 
@@ -22,7 +23,7 @@ def dead() -> None:
 
 
 @dead.command(name="list")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many jobs.")
+@click.option("--limit", type=Count(), default=20, show_default=True, help="How many jobs.")
 @url_option
 @as_json_option
 def list_dead(limit: int, url: str | None, as_json: bool) -> None:

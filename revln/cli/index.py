@@ -95,7 +95,8 @@ def upsert(
 
     \b
     Examples:
-      revln upload --manifest holiday/ > items.jsonl && revln index upsert photos items.jsonl
+      revln upload --manifest holiday/        and then, with the name that it prints last
+      revln index upsert photos 9741129e…
       echo '{"id": "n-1", "text": "a dog runs on the beach"}' | revln index upsert photos -
     """
     asked: dict[str, Any] = {"collection": name, "operation": "upsert"}
@@ -110,7 +111,7 @@ def upsert(
 @index.command(short_help="Delete items, by id or by filter.")
 @click.argument("name", metavar="NAME")
 @click.argument("ids", nargs=-1, metavar="[ID]...")
-@click.option("--ids-from", type=click.File(), help="A file of ids, one a line; - is standard input.")
+@click.option("--ids-from", type=click.File("rb"), help="A file of ids, one a line; - is standard input.")
 @filter_option
 @priority_option
 @wait_option
@@ -120,7 +121,7 @@ def upsert(
 def delete(
     name: str,
     ids: tuple[str, ...],
-    ids_from: IO[str] | None,
+    ids_from: IO[bytes] | None,
     filter: dict[str, Any] | None,
     priority: str,
     wait: bool,
@@ -136,7 +137,7 @@ def delete(
       revln index delete photos --filter '{"year": {"lt": 2010}}'
       revln index duplicates photos --ids | revln index delete photos --ids-from -
     """
-    wanted = [*ids, *(line.rstrip("\n") for line in ids_from or () if line.strip())]
+    wanted = [*ids, *_lines(ids_from)]
     if (filter is None) == (not wanted and ids_from is None):
         raise click.UsageError("Give either ids or --filter.")
     asked: dict[str, Any] = {"collection": name, "operation": "delete"}
@@ -154,20 +155,35 @@ def delete(
         return max((told(client, job, as_json) for job in jobs), default=0)
 
 
+def _lines(file: IO[bytes] | None) -> Iterator[str]:
+    for number, line in enumerate(file or (), start=1):
+        try:
+            found = line.decode().rstrip("\r\n")
+        except UnicodeDecodeError as err:
+            raise click.BadParameter(f"line {number} of --ids-from is not UTF-8: {err}") from err
+        if found.strip():
+            yield found
+
+
 def _manifest(client: RevlnClient, items: str) -> str:
     """The SHA-256 of an uploaded manifest: given, or of what is uploaded now."""
     if items == "-":
-        return str(client.upload_manifest(line.encode() for line in sys.stdin)["sha256"])
-    path = Path(items)
-    if not path.exists() and re.fullmatch(r"[0-9a-f]{64}", items):
+        return str(client.upload_manifest(iter(sys.stdin.buffer))["sha256"])
+    if not Path(items).exists() and re.fullmatch(r"[0-9a-f]{64}", items):
         return items
     try:
-        with path.open("rb") as file:
-            return str(client.upload_manifest(_blocks(file))["sha256"])
+        return str(client.upload_manifest(_Blocks(items))["sha256"])
     except OSError as err:
         raise click.BadParameter(f"cannot read {items}: {err}") from err
 
 
-def _blocks(file: IO[bytes]) -> Iterator[bytes]:
-    while block := file.read(2**20):
-        yield block
+class _Blocks:
+    """A file's bytes, which may be gone through again."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __iter__(self) -> Iterator[bytes]:
+        with Path(self._path).open("rb") as file:
+            while block := file.read(2**20):
+                yield block

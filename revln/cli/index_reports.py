@@ -15,6 +15,7 @@ from revln.cli.jobs import (
     url_option,
     wait_option,
 )
+from revln.cli.numbers import Number
 from revln.cli.output import print_json, show_job
 from revln.cli.transfer import filter_option
 from revln.client import Job, RevlnClient
@@ -29,7 +30,7 @@ _SHOWN_MEMBERS = 10
 @click.command(short_help="Report near-duplicates, as groups.")
 @click.argument("name", metavar="NAME")
 @click.option(
-    "--min-score", type=click.FloatRange(0.5, 1), default=DEDUP_SCORE, show_default=True,
+    "--min-score", type=Number(0.5, 1), default=DEDUP_SCORE, show_default=True,
     help="The least cosine of two items that are nearly the same.",
 )  # fmt: skip
 @filter_option

@@ -15,8 +15,10 @@ from typing import Any
 import click
 from pydantic import BaseModel
 
+from revln.cli.numbers import Count, Number
 from revln.cli.output import jobs_table, print_json, show_collections, show_job
 from revln.client import Job, RevlnClient
+from revln.errors import RevlnError
 from revln.jobs.kinds import KINDS, Priority
 from revln.jobs.state import JobStatus
 from revln.settings import Settings
@@ -43,6 +45,7 @@ __all__ = [
 
 PRIORITIES = [each.value for each in Priority]
 _SHOWN_ERRORS = 20
+_PATIENCE_S, _LONG_PATIENCE_S = 5.0, 600.0
 EXAMPLES = {
     "embed": ['{"items": [{"text": "a dog in the snow"}]}', "@items.json --no-wait"],
     "index": ['{"collection": "photos", "items": [{"id": "1", "image": {"sha256": "…"}}]}'],
@@ -58,7 +61,7 @@ priority_option = click.option(
 )
 wait_option = click.option("--wait/--no-wait", default=True, show_default=True, help="Wait and print the result.")
 webhook_option = click.option("--webhook", metavar="URL", help="Where to tell of its start and its end.")
-timeout_option = click.option("--timeout", type=click.FloatRange(min=0), help="Wait no longer than this many seconds.")
+timeout_option = click.option("--timeout", type=Number(min=0), help="Wait no longer than this many seconds.")
 _DEADLINES = {
     "--deadline": "It expires if it is not done so long after it was handed in.",
     "--starting-deadline": "It expires if it has not begun by then.",
@@ -67,16 +70,35 @@ _DEADLINES = {
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the API's own JSON, for programs.")
 
 
-def connect(url: str | None, *, retry_for_s: float = 5.0) -> RevlnClient:
+def connect(url: str | None, *, long_work: bool = False) -> RevlnClient:
     """A client of ``url``, or of where the settings say that the API is; the key comes from the settings.
 
-    Someone waits at a terminal: it says soon that nobody answers, unless it is in the middle of long work.
+    Someone waits at a terminal: it says soon that nobody answers. In the middle of long work it sits out a restart of
+    the server, and waits for as long as a busy one asks.
     """
     settings = Settings.from_env()
     if not url:
         host = "127.0.0.1" if settings.api_host in ("0.0.0.0", "::") else settings.api_host  # noqa: S104 - a comparison
         url = settings.public_url or f"http://{f'[{host}]' if ':' in host else host}:{settings.api_port}"
-    return RevlnClient(url, settings.api_key.get_secret_value() or None, retry_for_s=retry_for_s)
+    return RevlnClient(
+        url,
+        settings.api_key.get_secret_value() or None,
+        retry_for_s=_LONG_PATIENCE_S if long_work else _PATIENCE_S,
+        as_asked=long_work,
+        on_wait=_told_waits() if long_work else None,
+    )
+
+
+def _told_waits() -> Callable[[float, RevlnError], object]:
+    """Say each reason to wait once, however many threads wait for it."""
+    said: set[str] = set()
+
+    def tell(seconds: float, error: RevlnError) -> None:
+        if error.message not in said:
+            said.add(error.message)
+            click.echo(f"the server asks to wait {seconds:g} s: {error.message}", err=True)
+
+    return tell
 
 
 def kind_command(name: str) -> click.Command:
@@ -117,7 +139,11 @@ def kind_command(name: str) -> click.Command:
         webhook_option,
         *(
             click.option(
-                option, f"{option.removeprefix('--').replace('-', '_')}_s", type=float, metavar="SECONDS", help=text
+                option,
+                f"{option.removeprefix('--').replace('-', '_')}_s",
+                type=Number(min=0),
+                metavar="SECONDS",
+                help=text,
             )
             for option, text in _DEADLINES.items()
         ),
@@ -134,7 +160,7 @@ def kind_command(name: str) -> click.Command:
 
 @click.command()
 @click.argument("job_id", metavar="ID")
-@click.option("--wait", type=click.FloatRange(min=0), help="Wait up to this many seconds for it to be done.")
+@click.option("--wait", type=Number(min=0), help="Wait up to this many seconds for it to be done.")
 @click.option("--result", "with_result", is_flag=True, help="Print its result; readable while it runs.")
 @url_option
 @as_json_option
@@ -151,7 +177,7 @@ def job(job_id: str, wait: float | None, with_result: bool, url: str | None, as_
 @click.command()
 @click.option("--status", type=click.Choice([each.value for each in JobStatus]), help="Only these.")
 @click.option("--kind", type=click.Choice(list(KINDS)), help="Only these.")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many.")
+@click.option("--limit", type=Count(), default=20, show_default=True, help="How many.")
 @url_option
 @as_json_option
 def jobs(status: str | None, kind: str | None, limit: int, url: str | None, as_json: bool) -> None:
@@ -206,19 +232,20 @@ def collections(url: str | None, as_json: bool) -> None:
 
 def read_input(given: str) -> dict[str, Any]:
     """JSON from the argument, from ``@file`` or from standard input."""
+    text: str | bytes
     if given == "-":
-        text, where = sys.stdin.read(), "standard input"
+        text, where = sys.stdin.buffer.read(), "standard input"
     elif given.startswith("@"):
         where = given[1:]
         try:
-            text = Path(where).read_text()
-        except (OSError, UnicodeDecodeError) as error:
+            text = Path(where).read_bytes()
+        except OSError as error:
             raise click.BadParameter(f"cannot read {where}: {error}") from error
     else:
         text, where = given, "INPUT"
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise click.BadParameter(f"{where} is not JSON: {error}. Give JSON, @file.json, or - for stdin.") from error
     if not isinstance(value, dict):
         raise click.BadParameter(f"{where} must be a JSON object, as in {EXAMPLES['embed'][0]}")

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from revln.access import DEFAULT_TENANT, TENANT_PATTERN, Caller, Scope
+from revln.cli.numbers import Number
 from revln.cli.output import print_json
 from revln.db.access import keys as db_keys
 from revln.db.access.audit import list_audit
@@ -22,6 +23,7 @@ from revln.settings import Settings
 __all__ = ["audit", "keys"]
 
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_LONGEST_S = 36_500 * 86_400  # further than that no calendar of ours goes
 
 
 class _Span(click.ParamType[float]):
@@ -32,10 +34,10 @@ class _Span(click.ParamType[float]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, int | float):
             return float(value)
-        found = re.fullmatch(r"(\d+)([smhd])", value)
-        if found is None:
-            self.fail(f"{value!r} is not a time: write 90d, 12h, 30m or 45s.", param, ctx)
-        return float(found[1]) * _UNITS[found[2]]
+        found = re.fullmatch(r"([0-9]{1,9})([smhd])", value)
+        if found is None or (seconds := float(found[1]) * _UNITS[found[2]]) > _LONGEST_S:
+            self.fail(f"{value!r} is not a time of up to 100 years: write 90d, 12h, 30m or 45s.", param, ctx)
+        return seconds
 
 
 def _tenant(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
@@ -99,7 +101,7 @@ def keys() -> None:
 @click.option("--expires", type=_Span(), help="After how long it is refused, as in 90d.")
 @click.option("--max-queued-items", type=click.IntRange(min=1), help="Most items of it waiting.  [the settings']")
 @click.option("--max-queued-bytes", type=click.IntRange(min=1), help="Most bytes of it waiting.  [the settings']")
-@click.option("--requests-per-s", type=click.FloatRange(min=0, min_open=True), help="Its rate.  [the settings']")
+@click.option("--requests-per-s", type=Number(min=0, min_open=True), help="Its rate.  [the settings']")
 @_json_option
 def create(
     name: str,

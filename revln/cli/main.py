@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -105,8 +107,10 @@ def cli() -> None:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit: 0 well, 1 an error that one line explains, 2 wrong usage, 130 Ctrl-C."""
     click.echo = terminal.echo  # type: ignore[assignment]  # every command's own
+    terminal.mend_streams()
     try:
         code = cli.main(args=list(argv) if argv is not None else None, prog_name="revln", standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         raise SystemExit(error.exit_code) from None
@@ -117,6 +121,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         fields = getattr(error, "errors", ())
         for field in fields if len(fields) > 1 else ():  # a single one is the message
             click.echo(f"  {field.pointer}: {in_commands(field.detail)}", err=True)
+        raise SystemExit(1) from None
+    except BrokenPipeError:  # `revln jobs | head`: who read is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(1) from None
+    except OSError as error:  # a file that is not there, a disk that is full
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
+        click.echo(f"revln: {where}{error.strerror or error}", err=True)
         raise SystemExit(1) from None
     raise SystemExit(code if isinstance(code, int) else 0)
 

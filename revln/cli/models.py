@@ -9,6 +9,7 @@ from typing import Any, Literal
 import click
 
 from revln.cli.jobs import as_json_option, connect, url_option
+from revln.cli.numbers import Number
 from revln.cli.output import print_json
 from revln.client import RevlnClient
 from revln.terminal import visible
@@ -75,9 +76,7 @@ def show(name: str, url: str | None, as_json: bool) -> None:
 
 @models.command()
 @click.argument("name", metavar="NAME")
-@click.option(
-    "--timeout", type=click.FloatRange(min=0), default=300.0, show_default=True, help="Seconds; 0: do not wait."
-)
+@click.option("--timeout", type=Number(min=0), default=300.0, show_default=True, help="Seconds; 0: do not wait.")
 @url_option
 @as_json_option
 def load(name: str, timeout: float, url: str | None, as_json: bool) -> int:
@@ -90,9 +89,7 @@ def load(name: str, timeout: float, url: str | None, as_json: bool) -> int:
 
 @models.command(short_help="Have every worker let go of a model.")
 @click.argument("name", metavar="NAME")
-@click.option(
-    "--timeout", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds; 0: do not wait."
-)
+@click.option("--timeout", type=Number(min=0), default=60.0, show_default=True, help="Seconds; 0: do not wait.")
 @url_option
 @as_json_option
 def unload(name: str, timeout: float, url: str | None, as_json: bool) -> int:

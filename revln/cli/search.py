@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import click
 
 from revln.cli.jobs import as_json_option, connect, kind_command, priority_option, timeout_option, url_option
+from revln.cli.numbers import Number
 from revln.cli.output import print_json, show_job
 from revln.cli.transfer import filter_option
 from revln.client import RevlnClient
@@ -32,9 +34,12 @@ class _MinScore(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            return value if value == AUTO else float(value)
+            found = value if value == AUTO else float(value)
         except ValueError:
+            found = math.nan
+        if found != AUTO and not math.isfinite(found):
             self.fail(f"{value!r} is neither a number nor 'auto'", param, ctx)
+        return found
 
 
 @click.command()
@@ -53,7 +58,7 @@ class _MinScore(click.ParamType[Any]):
 @click.option("--page", type=click.IntRange(1), help="The same in pages of k hits, from 1.")
 @filter_option
 @click.option("--min-score", type=_MinScore(), help="The least cosine of a hit; auto: what the model calls a match.")
-@click.option("--dedup", is_flag=False, flag_value=DEDUP_SCORE, type=click.FloatRange(0.5, 1), metavar="[COSINE]",
+@click.option("--dedup", is_flag=False, flag_value=DEDUP_SCORE, type=Number(0.5, 1), metavar="[COSINE]",
               help=f"Show near-duplicates as one hit; {DEDUP_SCORE} without a number.")  # fmt: skip
 @click.option("--exclude-self", is_flag=True, help="Leave out the items given by --id.")
 @click.option("--model", help="The model; it must be the collection's.")

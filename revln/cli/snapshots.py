@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from revln.cli.jobs import as_json_option, connect, priority_option, timeout_option, url_option, wait_option
+from revln.cli.numbers import Number
 from revln.cli.output import print_json, show_job
 from revln.jobs.state import JobStatus
 
@@ -19,7 +20,7 @@ _TYPES = ["auto", "flat", "hnsw", "ivf", "ivfpq"]
 @click.command("build", short_help="Build the index that is searched.")
 @click.argument("name", metavar="NAME")
 @click.option("--type", "kind", type=click.Choice(_TYPES), default="auto", show_default=True, help="See docs/index.md.")
-@click.option("--recall", type=click.FloatRange(0, 1, min_open=True), help="Least recall@10.  [default: the server's]")
+@click.option("--recall", type=Number(0, 1, min_open=True), help="Least recall@10.  [default: the server's]")
 @click.option("--lists", type=click.IntRange(1), help="Of ivf and ivfpq: clusters.")
 @click.option("--links", type=click.IntRange(4), help="Of hnsw: links of a row.")
 @priority_option

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from revln.cli.evaluate import device_of, model_folder
+from revln.cli.numbers import Number
 from revln.errors import RevlnError, ValidationFailed
 
 __all__ = ["train"]
@@ -15,9 +16,9 @@ __all__ = ["train"]
 _FILE = click.Path(path_type=Path)
 _COUNT = click.IntRange(min=0)
 _SOME = click.IntRange(min=1)
-_WEIGHT = click.FloatRange(min=0)
+_WEIGHT = Number(min=0)
 _MOST_WEIGHT = 100  # a pass is drawn as a list of its pictures
-_POSITIVE = click.FloatRange(min=0, min_open=True)
+_POSITIVE = Number(min=0, min_open=True)
 
 
 @click.command()
@@ -74,7 +75,7 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 )
 @click.option(
     "--teaching",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.75,
     show_default=True,
     help="the teachers' share of the joint space's loss",
@@ -125,21 +126,21 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 )
 @click.option(
     "--least-area",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     default=0.6,
     show_default=True,
     help="share of a picture that a view in the joint space's training holds at least",
 )
 @click.option(
     "--colour",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.2,
     show_default=True,
     help="how far such a view's brightness, contrast and saturation may be from the picture's",
 )
 @click.option(
     "--word-dropout",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Number(0, 1, max_open=True),
     default=0.0,
     show_default=True,
     help="share of a caption's tokens that the joint space's training leaves out",

@@ -17,8 +17,6 @@ from revln.progress_bar import progress_bar
 
 __all__ = ["export_command", "filter_option", "import_command"]
 
-_PATIENCE_S = 120.0  # a million items take minutes, in which a server may be restarted
-
 
 class _Json(click.ParamType[Any]):
     name = "JSON"
@@ -26,7 +24,7 @@ class _Json(click.ParamType[Any]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
             return json.loads(value) if isinstance(value, str) else value
-        except ValueError as err:
+        except (ValueError, RecursionError) as err:
             self.fail(f"not JSON: {err}", param, ctx)
 
 
@@ -77,7 +75,7 @@ def import_command(
 
     source = open_source(paths, vectors=vectors, id_field=id_field, id_prefix=id_prefix)
     with (
-        connect(url, retry_for_s=_PATIENCE_S) as client,
+        connect(url, long_work=True) as client,
         _bar(source.count, as_json) as advance,
     ):
         done = import_items(client, name, source, own=own, overwrite=overwrite, on_progress=advance)
@@ -106,7 +104,7 @@ def export_command(name: str, folder: Path, filter: dict[str, Any] | None, url: 
     """
     from revln.transfer.exporter import export_items
 
-    with connect(url, retry_for_s=_PATIENCE_S) as client, _bar(None, as_json) as advance:
+    with connect(url, long_work=True) as client, _bar(None, as_json) as advance:
         count = export_items(client, name, folder, filter=filter, on_progress=advance)
     if as_json:
         print_json({"items": count})

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import click
 
+from revln.cli.folders import Found, find_pictures, item_id
 from revln.cli.jobs import as_json_option, connect, url_option
 from revln.cli.output import print_json
 from revln.client import RevlnClient
-from revln.errors import ImageError, ItemError, RevlnError, UsersError
+from revln.errors import Forbidden, ImageError, ItemError, RevlnError, TooBusy, Unauthorized, Unavailable, UsersError
+from revln.jobs.schemas import MAX_ID_CHARS
 from revln.progress_bar import tracked
 
 __all__ = ["upload"]
 
 UPLOADS_AT_ONCE = 8
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+_SHOWN_KINDS = 8
 
 
 @click.command()
@@ -30,47 +31,71 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 def upload(paths: tuple[Path, ...], manifest: bool, url: str | None, as_json: bool) -> int:
     """Store pictures and print the names under which jobs may use them.
 
-    A picture's name is the SHA-256 of its bytes: {"image": {"sha256": "…"}}. A folder is searched for pictures, and a
-    file that is none is said and skipped. With --manifest one job may use them all: {"manifest": {"sha256": "…"}}; an
-    item's id is then the picture's path.
+    A picture's name is the SHA-256 of its bytes: {"image": {"sha256": "…"}}. A folder is searched for pictures, linked
+    folders too; what is left out is said, with the reason. With --manifest one job may use them all: {"manifest":
+    {"sha256": "…"}}; an item's id is then the picture's path.
+
+    A busy server is waited for as long as it asks, and one that is away for ten minutes. Cut off, it is run again: a
+    picture that is there already is kept once.
 
     \b
     Examples:
       revln upload beach.jpg
       revln upload ~/Pictures --manifest
     """
-    files = list(_pictures(paths))
+    found = find_pictures(paths)
     items: list[dict[str, Any]] = []
-    with connect(url) as client, ThreadPoolExecutor(UPLOADS_AT_ONCE) as pool:
-        results = pool.map(lambda file: _store(client, file), files)
+    # The client is closed first: that ends the waiting of the threads, of which there is a pool.
+    with ThreadPoolExecutor(UPLOADS_AT_ONCE) as pool, connect(url, long_work=True) as client:
+        results = pool.map(lambda file: _store(client, file), found.pictures)
         # The bar is only for a person who waits for many.
-        for file, found in zip(tracked(files, "upload", hidden=len(files) < 20), results, strict=True):
-            if isinstance(found, RevlnError):
-                click.echo(f"{file}: {found.message}", err=True)
+        for file in tracked(found.pictures, "upload", hidden=len(found.pictures) < 20):
+            try:
+                stored = next(results)
+            except RevlnError as error:
+                done = f"{len(items)} of {len(found.pictures)} pictures are stored; run it again to go on"
+                raise Unavailable(f"{error.message} ({done})") from error
+            if isinstance(stored, RevlnError):
+                click.echo(f"{file}: {stored.message}", err=True)
                 continue
-            items.append({"id": str(file), "image": {"sha256": found["sha256"]}})
+            items.append({"id": _named(file), "image": {"sha256": stored["sha256"]}})
             if as_json:
-                print_json(found)
+                print_json(stored)
             else:
-                click.echo(f"{found['sha256']}  {file}  {found['width']}×{found['height']}")
+                click.echo(f"{stored['sha256']}  {file}  {stored['width']}×{stored['height']}")
         if manifest and items:
-            stored = client.upload_manifest(json.dumps(item).encode() + b"\n" for item in items)
-            click.echo(f"{stored['sha256']}  manifest of {stored['lines']} pictures")
-    return 0 if len(items) == len(files) else 1
+            stored = client.upload_manifest([json.dumps(item).encode() + b"\n" for item in items])
+            if as_json:
+                print_json(stored)
+            else:
+                click.echo(f"{stored['sha256']}  manifest of {stored['lines']} pictures")
+    _tell_rest(found)
+    return 0 if items and len(items) == len(found.pictures) and not found.unread else 1
 
 
-def _pictures(paths: tuple[Path, ...]) -> Iterator[Path]:
-    for path in paths:
-        if path.is_dir():
-            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        else:
-            yield path
+def _tell_rest(found: Found) -> None:
+    for path, why in found.unread:
+        click.echo(f"{path}: {why}", err=True)
+    for why, files in found.left_out.items():
+        kinds = ", ".join(sorted({file.suffix.lower() or file.name for file in files})[:_SHOWN_KINDS])
+        click.echo(f"left out: {len(files)} ({kinds}): {why}; {files[0]}", err=True)
+    if not found.pictures:
+        click.echo("there was no picture that revln reads. Convert HEIC, AVIF and TIFF to JPEG or PNG.", err=True)
+
+
+def _named(file: Path) -> str:
+    found = item_id(file)
+    if found != str(file):
+        click.echo(f"{file}: cannot be an id, which is UTF-8 of {MAX_ID_CHARS} characters; its id is {found}", err=True)
+    return found
 
 
 def _store(client: RevlnClient, file: Path) -> dict[str, Any] | RevlnError:
     try:
         return client.upload(file)
+    except (Forbidden, TooBusy, Unauthorized):  # the others would fare no better
+        raise
     except (ItemError, UsersError) as error:
         return error
     except OSError as error:
-        return ImageError(str(error))
+        return ImageError(error.strerror or str(error))

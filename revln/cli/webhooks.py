@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from revln.cli.jobs import as_json_option, connect, url_option
+from revln.cli.numbers import Count, Number
 from revln.cli.output import print_json
 from revln.terminal import visible
 
@@ -36,7 +37,7 @@ def webhooks() -> None:
 @webhooks.command("list")
 @click.argument("job_id", metavar="[JOB]", required=False)
 @click.option("--state", type=click.Choice(_STATES), help="Only these; not with JOB.")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many.")
+@click.option("--limit", type=Count(), default=20, show_default=True, help="How many.")
 @url_option
 @as_json_option
 def list_command(job_id: str | None, state: str | None, limit: int, url: str | None, as_json: bool) -> None:
@@ -124,7 +125,7 @@ def test_command(receiver: str, url: str | None, as_json: bool) -> int:
 @webhooks.command("secret")
 @click.option("--rotate", is_flag=True, help="Put a new one in place; the former one signs too for the overlap.")
 @click.option("--set", "given", is_flag=True, help="Ask for one to put in place: whsec_ and 24 to 64 bytes as base64.")
-@click.option("--overlap", type=click.FloatRange(0), help="Seconds that the former one goes on.  [default: a day]")
+@click.option("--overlap", type=Number(0), help="Seconds that the former one goes on.  [default: a day]")
 @url_option
 @as_json_option
 def secret_command(rotate: bool, given: bool, overlap: float | None, url: str | None, as_json: bool) -> None:
@@ -148,7 +149,7 @@ def secret_command(rotate: bool, given: bool, overlap: float | None, url: str | 
 def _asked_for() -> str:
     if sys.stdin.isatty():
         return str(click.prompt("Secret", hide_input=True, err=True))
-    return sys.stdin.readline().strip()
+    return sys.stdin.buffer.readline().decode(errors="replace").strip()
 
 
 @webhooks.command("enable")

@@ -19,7 +19,9 @@ from dataclasses import dataclass, field, replace
 from datetime import date, time
 from decimal import Decimal
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +73,7 @@ def open_source(
     """
     first, ids = paths[0], _Ids(id_field, RowIds(id_prefix))
     if len(paths) == 1 and (first / COLLECTION_FILE).is_file():
-        about = json.loads((first / COLLECTION_FILE).read_text())
+        about = _about(first / COLLECTION_FILE)
         source = _npy_with([(first / VECTORS_FILE, first / ITEMS_FILE)], ids)
         return replace(source, model=about["model"], fingerprint=about["model_fingerprint"] if about["model"] else None)
     if len(paths) == 1 and first.is_dir():
@@ -86,6 +88,14 @@ def open_source(
         f"{' '.join(map(str, paths))}: give vectors.npy, alone or with metadata.jsonl or metadata.parquet, one Parquet "
         "file with a column of vectors, or a folder that clip-retrieval or 'revln index export' wrote."
     )
+
+
+def _about(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+        return {name: found[name] for name in ("model", "model_fingerprint")}
+    except (OSError, ValueError, RecursionError, TypeError, LookupError) as err:
+        raise UsersError(f"{file} is not what 'revln index export' wrote: {err!r}") from err
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +155,13 @@ def _npy_with(pairs: Sequence[tuple[Path, Path | None]], ids: _Ids) -> Source:
 def _array(file: Path) -> NDArray[Any]:
     try:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, EOFError, OverflowError, MemoryError, SyntaxError, TokenError, BadZipFile) as err:
         raise UsersError(f"{file} cannot be read as an array: {err}") from err
+    if not isinstance(found, np.ndarray):
+        raise UsersError(f"{file} is an archive of arrays (.npz); one array (.npy) is wanted.")
     if found.ndim != 2 or found.dtype.kind != "f" or not found.shape[1]:
         raise UsersError(f"{file} holds {found.dtype} of shape {found.shape}; (N, D) floats are wanted.")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _no_rows(count: int) -> Iterator[list[dict[str, Any]]]:
@@ -159,8 +171,8 @@ def _no_rows(count: int) -> Iterator[list[dict[str, Any]]]:
 
 def _rows(file: Path) -> Iterator[list[dict[str, Any]]]:
     if file.suffix == ".parquet":
-        for batch in _open_parquet(file).iter_batches(batch_size=_ROWS):
-            yield batch.to_pylist()
+        for batch in _batches(file, _open_parquet(file)):
+            yield _plain_rows(file, batch)
         return
     with file.open("rb") as lines:
         rows: list[dict[str, Any]] = []
@@ -192,6 +204,41 @@ def _open_parquet(file: Path) -> Any:
         raise UsersError(f"{file} cannot be read as Parquet: {err}") from err
 
 
+def _batches(file: Path, opened: Any, **options: Any) -> Iterator[Any]:
+    """Record batches. Raises UsersError for a damaged page, which is seen when it is reached."""
+    try:
+        yield from opened.iter_batches(**{"batch_size": _ROWS, **options})
+    except (OSError, ValueError, NotImplementedError) as err:
+        raise UsersError(f"{file} is damaged, or written in a way that pyarrow does not read: {err}") from err
+
+
+def _plain_rows(file: Path, batch: Any) -> list[dict[str, Any]]:
+    """Return a batch as Python values; a time with nanoseconds, which those have not, as text."""
+    columns = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            columns[name] = _nanoseconds(column) if str(column.type).startswith("timestamp[ns") else column.to_pylist()
+        except (ValueError, OverflowError, LookupError, NotImplementedError) as err:
+            raise UsersError(f"{file}, column {name!r} of type {column.type} cannot be read: {err}") from err
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)] or [{}] * len(batch)
+
+
+def _nanoseconds(column: Any) -> list[Any]:
+    import pyarrow as pa
+
+    whole = column.cast(pa.timestamp("us", column.type.tz), safe=False).to_pylist()
+    return [
+        None if at is None else at if not exact % 1000 else _with_nanoseconds(at.isoformat("T", "microseconds"), exact)
+        for at, exact in zip(whole, column.cast(pa.int64()).to_pylist(), strict=True)
+    ]
+
+
+def _with_nanoseconds(text: str, exact: int) -> str:
+    """``text`` ends in microseconds, or in those and an offset."""
+    at = text.index(".") + 7
+    return f"{text[:at]}{exact % 1000:03d}{text[at:]}"
+
+
 def _parquet_with_vectors(file: Path, ids: _Ids) -> Source:
     opened = _open_parquet(file)
     column = next((name for name in _VECTOR_COLUMNS if name in opened.schema_arrow.names), None)
@@ -200,14 +247,14 @@ def _parquet_with_vectors(file: Path, ids: _Ids) -> Source:
         raise UsersError(f"{file} has columns {there}; one of {', '.join(_VECTOR_COLUMNS)} must be there.")
     if not opened.metadata.num_rows:
         raise UsersError(f"{file} has no rows.")
-    first = next(opened.iter_batches(batch_size=1, columns=[column]))
+    first = next(_batches(file, opened, batch_size=1, columns=[column]))
     dim = _matrix(file, first.column(0)).shape[1]
 
     def pieces() -> Iterator[Piece]:
         at = 0
-        for batch in opened.iter_batches(batch_size=_ROWS):
+        for batch in _batches(file, opened):
             matrix = _matrix(file, batch.column(batch.schema.get_field_index(column)))
-            yield matrix, _items(batch.drop_columns([column]).to_pylist(), at, ids)
+            yield matrix, _items(_plain_rows(file, batch.drop_columns([column])), at, ids)
             at += len(matrix)
 
     return Source(dim, opened.metadata.num_rows, pieces(), ids=ids.of)
@@ -233,7 +280,12 @@ def _item(fields: dict[str, Any], number: int, ids: _Ids) -> dict[str, Any]:
     text = fields.pop("text", None) or fields.pop("caption", None)
     image, metadata = fields.pop("image_sha256", None), fields.pop("metadata", None)
     if isinstance(metadata, str):
-        metadata = json.loads(metadata)
+        metadata = _parsed(metadata)
+    if metadata is not None and not isinstance(metadata, dict):
+        raise UsersError(
+            f"Row {number}: metadata is {str(metadata)[:60]!r}, which is no object of names and values. Call the field "
+            "something else, and it is kept as one of those."
+        )
     others = {name: kept for name, value in fields.items() if (kept := _plain(value)) is not None}
     item: dict[str, Any] = {"id": item_id, "metadata": {**others, **(metadata or {})}}
     if text:
@@ -241,6 +293,14 @@ def _item(fields: dict[str, Any], number: int, ids: _Ids) -> dict[str, Any]:
     if image:
         item["image"] = {"sha256": image}
     return item
+
+
+def _parsed(text: str) -> Any:
+    """JSON, or the text itself where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _plain(value: Any) -> Any:

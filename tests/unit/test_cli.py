@@ -93,7 +93,7 @@ def test_a_wrong_setting_is_one_clear_line() -> None:
 
 
 def test_a_server_that_is_not_there_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("revln.client.FIRST_PAUSE_S", 60.0)
+    monkeypatch.setattr("revln.client_transport.FIRST_PAUSE_S", 60.0)
     with pytest.raises(SystemExit) as ended:
         main(["models", "--url", "http://127.0.0.1:1"])
     assert ended.value.code == 1
