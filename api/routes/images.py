@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import chain
 from typing import IO, Annotated
 
 from anyio.to_thread import run_sync
@@ -23,7 +24,6 @@ from revln.images import THUMBNAIL_MEDIA_TYPE, THUMBNAIL_WIDTHS, inspect_image, 
 __all__ = ["router"]
 
 _PIECE_BYTES = 64 * 2**10
-_HEAD_BYTES = 64  # say what it is
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
@@ -88,10 +88,11 @@ async def fetch(
         return Response(status_code=304, headers=headers)
     if width is None:
         file = await run_sync(_open, state, sha256)
-        head = file.read(_HEAD_BYTES)
         headers["Content-Length"] = str(file.seek(0, os.SEEK_END))
         file.seek(0)
-        return StreamingResponse(_pieces(file), media_type=media_type_of(head), headers=headers)
+        pieces = _pieces(file)
+        first = next(pieces, b"")  # begun, it closes the file also where nobody reads on
+        return StreamingResponse(chain([first], pieces), media_type=media_type_of(first), headers=headers)
     small = state.thumbnails.get((caller.tenant, sha256, width))
     if small is None:
         small = await state.pictures.run(caller.tenant, lambda: _thumbnail(state, caller.tenant, sha256, width))
