@@ -21,7 +21,6 @@ from decimal import Decimal
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,11 +153,12 @@ def _npy_with(pairs: Sequence[tuple[Path, Path | None]], ids: _Ids) -> Source:
 
 def _array(file: Path) -> NDArray[Any]:
     try:
+        with file.open("rb") as opened:
+            if opened.read(2) == b"PK":
+                raise UsersError(f"{file} is an archive of arrays (.npz); one array (.npy) is wanted.")
         found = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, OverflowError, MemoryError, SyntaxError, TokenError, BadZipFile) as err:
+    except (OSError, ValueError, EOFError, OverflowError, MemoryError, SyntaxError, TokenError) as err:
         raise UsersError(f"{file} cannot be read as an array: {err}") from err
-    if not isinstance(found, np.ndarray):
-        raise UsersError(f"{file} is an archive of arrays (.npz); one array (.npy) is wanted.")
     if found.ndim != 2 or found.dtype.kind != "f" or not found.shape[1]:
         raise UsersError(f"{file} holds {found.dtype} of shape {found.shape}; (N, D) floats are wanted.")
     return found
