@@ -59,7 +59,7 @@ _POSITIVE = Number(min=0, min_open=True)
 @click.option("--out", type=_FILE, required=True, help="checkpoint folder; a run that was cut goes on from there")
 @click.option("--split-train", default="train", show_default=True)
 @click.option("--split-dev", default="dev", show_default=True)
-@click.option("--backbone", type=_FILE, help="MobileNetV2 state dict (.safetensors); without one, random weights")
+@click.option("--backbone", type=_FILE, help="published ImageNet state dict of the trunk; without one, random weights")
 @click.option(
     "--init",
     metavar="NAME|DIR",
@@ -157,7 +157,7 @@ _POSITIVE = Number(min=0, min_open=True)
     type=_SOME,
     metavar="V",
     help="compute once, into --cache, what the --freeze blocks make of V views of each picture and of the whole one; "
-    "all stages start from there: on a CPU ten times as fast",
+    "all stages start from there",
 )
 @click.option("--hardest", type=_WEIGHT, default=0.0, show_default=True, help="weight of the hardest-negative hinge")
 @click.option(

@@ -2,7 +2,8 @@
 
 A decoder that was only ever shown evidence that adds nothing to the picture learns to look away; one whose evidence is
 always right learns to copy. So in training a prompt holds nothing, what was retrieved, other captions of the same
-picture (as a store that holds the picture would give), or a stranger's (as mislabelled data would).
+picture (as a store that holds the picture would give), the very sentence that is to be told (so that what is near is
+repeated), or a stranger's (as mislabelled data would).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ Ids = list[int]
 # A store of training is a random part of all sentences: a user's may be small, and a search through all takes seconds.
 _STORE = 30_000
 _NEAREST = 12
-# Shares of prompts. Half of those with retrieved sentences hold the first four, as the served model's do.
+_EXACT = 0.18  # share of prompts that hold the sentence to be told, where it is in the store
+# Shares of the others. Half of those with retrieved sentences hold the first four, as the served model's do.
 _NONE, _RETRIEVED, _OWN, _STRANGER = 0.30, 0.32, 0.18, 0.10  # the rest: a stranger's among what was retrieved
 # Sentences that name a label are looked through up to so many, and the nearest to the picture are told of it.
 _MOST_NAMING, _LEAST_NAMING, _FITTING = 400, 3, 8
@@ -72,8 +74,20 @@ class Prompter:
         return self.tokenizer.prompt([(bisect_right(self.levels, cosines[j]), store.texts[j]) for j in best], self.each)
 
 
-def draw_evidence(rng: np.random.Generator, store: Store, near: Sequence[int], own: Sequence[int], most: int) -> Ids:
-    """Draw the sentences of one prompt: of the retrieved ones, best first, the picture's other captions, strangers."""
+def draw_evidence(
+    rng: np.random.Generator,
+    store: Store,
+    near: Sequence[int],
+    own: Sequence[int],
+    most: int,
+    told: int | None = None,
+) -> Ids:
+    """Draw the sentences of one prompt: of the retrieved ones, best first, the picture's other captions, strangers.
+
+    ``told``: the sentence that the decoder is to tell.
+    """
+    if told is not None and rng.random() < _EXACT:
+        return [told, *(near[: int(rng.integers(0, most))] if rng.random() < 0.7 else ())]
     chance = rng.random()
     if chance < _NONE:
         return []

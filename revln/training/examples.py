@@ -104,7 +104,7 @@ class OfTexts:
         near = store.nearest(rng, queries, [set(group) for group in groups])
         return [
             Row(
-                _prompt(self._prompter, rng, store, query, found, group[1:]),
+                _prompt(self._prompter, rng, store, query, found, group[1:], group[0]),
                 target(self._prompter.tokenizer, store.texts[group[0]]),
                 vector=query,
             )
@@ -131,7 +131,7 @@ class OfCaptioned:
         near = store.nearest(rng, queries, [set(group) for group in groups])
         return [
             Row(
-                _prompt(self._prompter, rng, store, query, found, group[1:]),
+                _prompt(self._prompter, rng, store, query, found, group[1:], group[0]),
                 target(self._prompter.tokenizer, store.texts[group[0]]),
                 int(i),
             )
@@ -160,8 +160,16 @@ class OfLabelled:
         return out
 
 
-def _prompt(prompter: Prompter, rng: np.random.Generator, store: Store, query: Vectors, near: Ids, own: Ids) -> Ids:
-    return prompter(query, store, draw_evidence(rng, store, near, own, prompter.most))
+def _prompt(
+    prompter: Prompter,
+    rng: np.random.Generator,
+    store: Store,
+    query: Vectors,
+    near: Ids,
+    own: Ids,
+    told: int | None = None,
+) -> Ids:
+    return prompter(query, store, draw_evidence(rng, store, near, own, prompter.most, told))
 
 
 def noisy(rng: np.random.Generator, vectors: Vectors, noise: float) -> Vectors:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from revln.training.files import replace_file
 
 __all__ = ["Progress"]
 
-# Of the average: the last hundred steps or so, fewer at the start, where weights a hundred steps old are of no use.
-_MOST_DECAY = 0.99
+# Of the average: the last hundred steps or so, two hundred in a stage that has many; fewer at the start, where weights
+# a hundred steps old are of no use.
+_MOST_DECAY, _MOST_DECAY_LONG = 0.99, 0.995
+_LONG = 300  # steps
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 _State = dict[str, dict[str, Tensor]]
@@ -33,11 +36,14 @@ class Progress:
         groups: list[dict[str, Any]],
         modules: Mapping[str, nn.Module],
         factor: Callable[[int], float],
+        steps: int,
     ) -> None:
+        """``steps``: of all epochs together."""
         self._path, self._modules, self._told = path, modules, dict[str, str]()
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.98))
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
-        self._averages = {name: AveragedModel(module, multi_avg_fn=_average) for name, module in modules.items()}
+        average = partial(_average, _MOST_DECAY_LONG if steps > _LONG else _MOST_DECAY)
+        self._averages = {name: AveragedModel(module, multi_avg_fn=average) for name, module in modules.items()}
         self.epoch, self.step, self.done, self.since_best = 0, 0, False, 0
         self._losses = 0.0
         self._best_figure, self._best = -math.inf, self._averaged_state()
@@ -133,6 +139,6 @@ def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _average(averaged: _Tensors, current: _Tensors, steps: Tensor | int) -> None:
+def _average(most_decay: float, averaged: _Tensors, current: _Tensors, steps: Tensor | int) -> None:
     n = int(steps)
-    torch._foreach_lerp_(averaged, current, 1.0 - min(_MOST_DECAY, (1 + n) / (10 + n)))
+    torch._foreach_lerp_(averaged, current, 1.0 - min(most_decay, (1 + n) / (10 + n)))

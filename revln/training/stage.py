@@ -105,7 +105,9 @@ def run_stage(stage: Stage, schedule: Schedule, curves: Curves) -> None:
         ValidationFailed: what was saved is of a run that was told otherwise, or the loss is no number any more.
     """
     groups = [{**group, "lr": group["lr"] * schedule.learning_rate} for group in stage.groups]
-    progress = Progress(schedule.state / f"{stage.name}.pt", groups, stage.modules, _factor(stage))
+    progress = Progress(
+        schedule.state / f"{stage.name}.pt", groups, stage.modules, _factor(stage), stage.epochs * stage.steps
+    )
     progress.restore({**schedule.told(stage.name), "epochs": str(stage.epochs)})
     while not progress.done and progress.epoch < stage.epochs and time.monotonic() < schedule.deadline:
         started = time.monotonic()

@@ -46,6 +46,15 @@ def test_prompts_hold_evidence_of_every_quality() -> None:
     assert not any({1, 2, 3} & set(draw_evidence(rng, store(3 * 10**5), near, [], 4)) for _ in range(50))
 
 
+def test_the_sentence_to_be_told_is_in_18_of_100_prompts() -> None:
+    rng, of, near, own = np.random.default_rng(0), store(), list(range(10, 22)), [1, 2, 3]
+    drawn = [draw_evidence(rng, of, near, own, 4, 0) for _ in range(3000)]
+    exact = [one for one in drawn if one[:1] == [0] and set(one[1:]) <= set(near)]
+    assert len(exact) / len(drawn) == pytest.approx(0.18, abs=0.03)
+    assert {len(one) for one in exact} == {1, 2, 3, 4}
+    assert np.mean([not one for one in drawn]) == pytest.approx(0.82 * 0.30, abs=0.04)
+
+
 def test_a_prompt_says_how_near_each_sentence_is_nearest_first() -> None:
     tokenizer = train_tokenizer(["a dog", "a cat", "0: 1: 2:", "this picture shows:"], 300)
     of = Store(["a dog", "a cat", "a cow"], np.array([[1, 0], [0.6, 0.8], [0, 1]], dtype=np.float32))

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from revln.cli.train import train
 from revln.models.base import Operation
 from revln.models.revln.model import load
+from revln.training.progress import Progress
 from tests.tiny_models import save_sentence
 from tests.tiny_training import arguments, run_train, save_training_data, stages_of, weights_of
 
@@ -34,6 +35,20 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole")
     run_train(arguments(data, out, epochs=2))
     return out
+
+
+@pytest.mark.parametrize(("steps", "kept"), [(300, 0.99), (301, 0.995)])
+def test_the_average_of_a_stage_of_many_steps_goes_further_back(tmp_path: Path, steps: int, kept: float) -> None:
+    module = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(module.weight)
+    groups = [{"params": list(module.parameters()), "lr": 0.0}]
+    progress = Progress(tmp_path / "stage.pt", groups, {"module": module}, lambda step: 1.0, steps)
+    for _ in range(2000):
+        progress.advance(0.0)
+    torch.nn.init.ones_(module.weight)
+    progress.advance(0.0)
+    with progress.averaged():
+        assert module.weight.item() == pytest.approx(1 - kept, rel=1e-3)
 
 
 def test_a_run_learns_from_captions_labels_and_texts_in_this_order(whole: Path) -> None:
