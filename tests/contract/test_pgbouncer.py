@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from revln.access import OWNER
-from revln.db.collections import create_collection, get_collection
+from revln.db.collections.collections import create_collection, get_collection
 from revln.db.engine import BUSY_TIMEOUT_S, Database
 from revln.db.migrate import upgrade
 from revln.embedded_redis import free_port

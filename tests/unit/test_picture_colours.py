@@ -80,6 +80,7 @@ def test_the_profile_of_a_palette_of_alpha_and_of_deep_grey_is_followed():
     "profile",
     [SRGB, b"", b"\0" * 200, SRGB[:100], SRGB[:-200], SRGB.replace(b"RGB ", b"Lab "), b"\xff" * 5_000_000,
      pictures.icc_profile(1.0, ()).replace(b"kTRC", b"kTRX")],
+    ids=["sRGB", "none", "zeros", "cut early", "cut", "Lab", "long", "no curve"],  # not the bytes, which hold the time
 )  # fmt: skip
 def test_srgbs_own_profile_and_damaged_ones_change_not_a_pixel(profile):
     image = pictures.noise(64, 48)

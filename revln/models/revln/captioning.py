@@ -28,7 +28,7 @@ from revln.models.revln.tokenizer import PAD, Tokenizer
 __all__ = ["CONFIDENCE_FEATURES", "Candidate", "PreparedCaption", "RawCaptions", "candidates", "caption"]
 
 # What a caption's confidence is computed of, in the order of RevlnConfig.caption_confidence, after the bias.
-CONFIDENCE_FEATURES = ("cosine", "log_prob", "consensus", "is_alone", "is_evidence", "score")
+CONFIDENCE_FEATURES = ("cosine", "log_prob", "consensus", "overlap", "is_alone", "is_evidence", "score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ class Candidate:
         log_prob: of ``ids`` after the prompt, end token included.
         cosine: of caption and picture in the joint space.
         consensus: how near the caption is to the evidence that is near the picture; None: there is no evidence.
+        overlap: mean share of its tokens, pairs and triples of tokens that another sentence of the evidence has, too.
         score: of a retrieved caption, that with which it was found. It is 1 where the store holds this very picture,
             and says what the cosine does where the caption itself was found. None: the decoder wrote this one.
     """
@@ -66,18 +67,20 @@ class Candidate:
     log_prob: float
     cosine: float
     consensus: float | None
+    overlap: float
     score: float | None
 
     @property
     def features(self) -> tuple[float, ...]:
         """In the order of `CONFIDENCE_FEATURES`."""
-        agreed = (0.0, 1.0) if self.consensus is None else (self.consensus, 0.0)
+        agreed = (0.0, 0.0, 1.0) if self.consensus is None else (self.consensus, self.overlap, 0.0)
         retrieved = (0.0, 0.0) if self.score is None else (1.0, self.score)
         return (self.cosine, self.log_prob / (len(self.ids) + 1), *agreed, *retrieved)
 
 
 # A sentence that is nearer to the picture by .1 weighs e times as much.
 _SHARPNESS = 10.0
+_LONGEST_RUN = 3
 
 # What a candidate tells, its log-probability, and its score if it was retrieved.
 _Told = tuple[tuple[int, ...], float, float | None]
@@ -88,8 +91,14 @@ class _Known:
     """The sentences that were retrieved for a picture, nearest first, with their cosines and unit vectors (E, D)."""
 
     told: tuple[Evidence, ...]
+    ids: tuple[tuple[int, ...], ...]
     cosines: tuple[float, ...]
     vectors: Tensor
+
+    def overlap(self, ids: Sequence[int]) -> float:
+        """Return the mean overlap with the sentences, but for itself."""
+        others = [_overlap(ids, other) for other in self.ids if other != tuple(ids)]
+        return sum(others) / len(others) if others else 0.0
 
     def consensus(self, vector: Tensor) -> float | None:
         """Return the mean cosine to the sentences, weighed by how near each is, and they all are, to the picture."""
@@ -128,15 +137,15 @@ def candidates(
     told: list[list[_Told]] = [[(one.ids, one.log_prob, None) for one in row] for row in written]
     # A sampled caption is to be the decoder's own.
     if config.caption_confidence is not None and options.temperature == 0:
-        for item, row, more in zip(batch, told, _as_told(net, tokenizer, seen, prompts, known, options), strict=True):
+        for item, row, more in zip(batch, told, _as_told(net, seen, prompts, known, options), strict=True):
             if not item.prefix:
                 row.extend(more)
     flat = [(i, *one) for i, row in enumerate(told) for one in row]
     texts = _embed(net, config, tokenizer, [[*batch[i].prefix, *ids] for i, ids, *_ in flat])
     out: list[list[Candidate]] = [[] for _ in batch]
     for (i, ids, log_prob, score), vector in zip(flat, texts, strict=True):
-        cosine, consensus = float(vectors[i] @ vector), known[i].consensus(vector)
-        out[i].append(Candidate(ids, log_prob, cosine, consensus, score))
+        cosine, consensus, overlap = float(vectors[i] @ vector), known[i].consensus(vector), known[i].overlap(ids)
+        out[i].append(Candidate(ids, log_prob, cosine, consensus, overlap, score))
     return out
 
 
@@ -163,8 +172,29 @@ def _known(
         start += len(several)
         cosines = (mine @ vector).tolist()
         order = sorted(range(len(several)), key=lambda i: -cosines[i])
-        out.append(_Known(tuple(several[i] for i in order), tuple(cosines[i] for i in order), mine[order]))
+        out.append(
+            _Known(
+                tuple(several[i] for i in order),
+                tuple(_ids(tokenizer, several[i].text) for i in order),
+                tuple(cosines[i] for i in order),
+                mine[order],
+            )
+        )
     return out
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Encode a sentence without its full stop, as the decoder writes."""
+    return tuple(tokenizer.encode(text.strip().rstrip(". ")))
+
+
+def _overlap(one: Sequence[int], other: Sequence[int]) -> float:
+    """Return the share of runs of one, two and three tokens that both have, of the longer one's."""
+    total = 0.0
+    for n in range(1, _LONGEST_RUN + 1):
+        mine, theirs = ({tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)} for ids in (one, other))
+        total += len(mine & theirs) / max(1, len(mine), len(theirs))
+    return total / _LONGEST_RUN
 
 
 def _prompt(config: RevlnConfig, tokenizer: Tokenizer, known: _Known) -> list[int]:
@@ -178,7 +208,6 @@ def _prompt(config: RevlnConfig, tokenizer: Tokenizer, known: _Known) -> list[in
 
 def _as_told(
     net: RevlnNet,
-    tokenizer: Tokenizer,
     seen: Tensor,
     prompts: Sequence[Sequence[int]],
     known: Sequence[_Known],
@@ -188,8 +217,7 @@ def _as_told(
     told = [
         (i, ids, one.score)
         for i, near in enumerate(known)
-        for one in near.told
-        for ids in (tuple(tokenizer.encode(one.text.strip().rstrip(". "))),)
+        for one, ids in zip(near.told, near.ids, strict=True)
         if max(1, options.min_new_tokens) <= len(ids) <= options.max_new_tokens
     ]
     out: list[list[_Told]] = [[] for _ in known]

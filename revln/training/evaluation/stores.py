@@ -19,7 +19,7 @@ from revln.training.evaluation.running import Vectors, embed_texts
 __all__ = ["Store"]
 
 # Retrieved captions a picture; the model shows as many of them to its decoder as it was trained with.
-_EVIDENCE = 4
+_EVIDENCE = 16
 _TABLES = (".tsv", ".tsv.gz")
 
 
