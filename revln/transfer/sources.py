@@ -20,7 +20,7 @@ from datetime import date, time
 from decimal import Decimal
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,7 +161,7 @@ def _array(file: Path) -> NDArray[Any]:
         raise UsersError(f"{file} cannot be read as an array: {err}") from err
     if found.ndim != 2 or found.dtype.kind != "f" or not found.shape[1]:
         raise UsersError(f"{file} holds {found.dtype} of shape {found.shape}; (N, D) floats are wanted.")
-    return found
+    return cast("NDArray[Any]", found)
 
 
 def _no_rows(count: int) -> Iterator[list[dict[str, Any]]]:
