@@ -79,7 +79,7 @@ def search(ctx: click.Context, /, name: str, texts: tuple[str, ...], **given: An
     \b
     Its fields:
       collection  queries  k  offset  filter  min_score
-      dedup  exclude_self
+      dedup  exclude_self  truncate
 
     \b
     Examples:

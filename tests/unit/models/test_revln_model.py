@@ -365,8 +365,8 @@ def test_a_level_stands_before_each_sentence_of_a_prompt(model: RevlnModel) -> N
     assert read((2, " . ")) == read() == "this picture shows:"
 
 
-# Bias, cosine, log-probability, consensus, whether it was retrieved.
-CONFIDENCE = [0.3, 2.0, 0.5, 1.5, 0.25]
+# Bias, and of each of CONFIDENCE_FEATURES.
+CONFIDENCE = [0.3, 2.0, 0.5, 1.5, 0.75, -0.5, 0.25, 1.25]
 
 
 def confident(folder: Path, to: Path, *weights: float) -> RevlnModel:
@@ -375,8 +375,8 @@ def confident(folder: Path, to: Path, *weights: float) -> RevlnModel:
 
 def test_retrieved_captions_compete_with_the_decoders_own(folder: Path, tmp_path: Path) -> None:
     """With the likeliest to be right first."""
-    retrieved = confident(folder, tmp_path / "retrieved", 0, 0, 0, 0, 100)
-    own = confident(folder, tmp_path / "own", 0, 0, 0, 0, -100)
+    retrieved = confident(folder, tmp_path / "retrieved", 0, 0, 0, 0, 0, 0, 100, 0)
+    own = confident(folder, tmp_path / "own", 0, 0, 0, 0, 0, 0, -100, 0)
     options = CaptionOptions(num_beams=3, num_captions=3, max_new_tokens=30)
     told, *_ = requests(options)
     told = replace(told, evidence=told.evidence[:3])
@@ -392,6 +392,14 @@ def test_retrieved_captions_compete_with_the_decoders_own(folder: Path, tmp_path
 
 def test_confidence_is_what_its_weights_make_of_a_caption(folder: Path, tmp_path: Path, model: RevlnModel) -> None:
     one = confident(folder, tmp_path / "one", *CONFIDENCE)
+
+    def told(text: str) -> list[int]:
+        return one.tokenizer.encode(text.strip().rstrip(". "))
+
+    def overlap(left: list[int], right: list[int]) -> float:
+        runs = [[{tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)} for ids in (left, right)] for n in (1, 2, 3)]
+        return sum(len(a & b) / max(1, len(a), len(b)) for a, b in runs) / 3
+
     asked = requests(CaptionOptions(num_beams=4, num_captions=4, max_new_tokens=12))[:2]
     raw = one.forward(Operation.CAPTION, [one.prepare(Operation.CAPTION, request) for request in asked])
     for request, captions in zip(asked, raw, strict=True):
@@ -404,8 +412,15 @@ def test_confidence_is_what_its_weights_make_of_a_caption(folder: Path, tmp_path
         for ids, log_prob, confidence in captions:
             text = one.tokenizer.decode(ids)
             (vector,) = run(one, Operation.EMBED_TEXT, [text])
-            consensus = float((np.maximum(near @ picture, 0) * (near @ vector)).mean()) if texts else 0.0
-            features = (1, picture @ vector, log_prob / (len(ids) + 1), consensus, text in texts)
+            cosines = near @ picture
+            shares = np.exp(10 * cosines) / np.exp(10 * cosines).sum()
+            consensus = float(shares @ (near @ vector)) * max(0.0, float(shares @ cosines)) if texts else 0.0
+            others = [overlap(ids, other) for other in map(told, texts) if other != list(ids)]
+            score = next((shown.score for shown in request.evidence if told(shown.text) == list(ids)), None)
+            features = (
+                1, picture @ vector, log_prob / (len(ids) + 1), consensus, np.mean(others) if others else 0.0, not texts,
+                score is not None, score or 0.0,
+            )  # fmt: skip
             logit = sum(weight * float(value) for weight, value in zip(CONFIDENCE, features, strict=True))
             assert confidence == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-3)
     assert all(caption.confidence is None for found in run(model, Operation.CAPTION, asked) for caption in found)
