@@ -9,14 +9,14 @@ import pytest
 from revln.jobs.caption_schemas import CaptionParameters
 from revln.jobs.index_schemas import BuildParameters, DuplicatesParameters, MigrateParameters, UpsertParameters
 from revln.jobs.kinds import KINDS
-from revln.jobs.schemas import ItemsParameters, Parameters
+from revln.jobs.schemas import EmbedParameters, Parameters
 from revln.jobs.search_schemas import SearchParameters
 
 SHA = "0f" * 32
 # A row as an older version wrote it, its parameters' type, and what it says there.
 ROWS: list[tuple[str, dict[str, Any], type[Parameters], dict[str, Any]]] = [
-    ("embed", {}, ItemsParameters, {"manifest_sha256": None}),
-    ("embed", {"manifest": {"sha256": SHA}}, ItemsParameters, {"manifest_sha256": SHA}),
+    ("embed", {}, EmbedParameters, {"manifest_sha256": None, "input_type": None, "truncate": None}),
+    ("embed", {"manifest": {"sha256": SHA}}, EmbedParameters, {"manifest_sha256": SHA}),
     ("index", {"operation": "upsert", "collection": "c"}, UpsertParameters, {"vectors_of": None}),
     (
         "index",
