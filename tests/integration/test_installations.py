@@ -19,7 +19,7 @@ from revln.errors import SettingsError
 from revln.installation import Installation
 from revln.jobs.kinds import all_queues
 from tests.builders import make_job
-from tests.stack import Stack, running
+from tests.stack import DEADLINE_S, Stack, running
 from worker.health.echo import Canary
 from worker.main import _register
 from worker.models import loading
@@ -160,4 +160,4 @@ def test_two_prefixes_beside_each_other_and_a_third_installation_under_one_of_th
 
 def _works(stack: Stack) -> None:
     job = stack.client.submit("embed", [{"text": "a dog"}], wait_s=30)
-    assert stack.client.wait(job["id"], 60)["status"] == "succeeded"
+    assert stack.client.wait(job["id"], DEADLINE_S)["status"] == "succeeded"

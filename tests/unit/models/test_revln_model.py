@@ -418,8 +418,8 @@ def test_confidence_is_what_its_weights_make_of_a_caption(folder: Path, tmp_path
             others = [overlap(ids, other) for other in map(told, texts) if other != list(ids)]
             score = next((shown.score for shown in request.evidence if told(shown.text) == list(ids)), None)
             features = (
-                1, picture @ vector, log_prob / (len(ids) + 1), consensus, np.mean(others) if others else 0.0, not texts,
-                score is not None, score or 0.0,
+                1, picture @ vector, log_prob / (len(ids) + 1), consensus, np.mean(others) if others else 0.0,
+                not texts, score is not None, score or 0.0,
             )  # fmt: skip
             logit = sum(weight * float(value) for weight, value in zip(CONFIDENCE, features, strict=True))
             assert confidence == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-3)
@@ -561,7 +561,8 @@ def test_weights_of_another_size_are_refused(folder: Path, tmp_path: Path) -> No
 
 def test_the_shipped_model_describes_itself_and_fits_its_size(shipped: RevlnModel) -> None:
     assert shipped.info.dim == 256
-    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) <= 24_000_000
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) <= 48_000_000
+    assert shipped.info.has_confidence
     assert (SHIPPED / "MODEL_CARD.md").is_file()
 
 
