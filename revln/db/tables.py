@@ -6,10 +6,7 @@ million rows; whoever changes a chunk changes them in the same transaction (`rev
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Boolean,
     Column,
@@ -19,16 +16,14 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     String,
     Table,
     Text,
     false,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
 
-from revln.access import DEFAULT_TENANT
+from revln.db.columns import Id, Json, Sha256, count_column, metadata, tenant_column, where
 
 __all__ = [
     "accepted_changes", "api_keys", "audit", "chunks", "collections", "deliveries", "delivery_attempts",
@@ -37,41 +32,15 @@ __all__ = [
     "usage", "vectors", "webhook_secrets", "workers",
 ]  # fmt: skip
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-_Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-_Id = String(36)
-_Sha256 = String(64)
-
-
-def _tenant() -> Column[str]:
-    return Column("tenant", String(64), nullable=False, server_default=text(f"'{DEFAULT_TENANT}'"))
-
-
-def _count(name: str) -> Column[int]:
-    return Column(name, BigInteger, nullable=False, server_default=text("0"))
-
-
-def _where(condition: str) -> dict[str, Any]:
-    return {f"{dialect}_where": text(condition) for dialect in ("sqlite", "postgresql")}
-
-
 # Written out, so that both databases see that the index of such jobs serves a query.
 MAY_STILL_WRITE = "accepted IS NOT NULL AND deleted_at IS NULL AND (status <> 'succeeded' OR failed > 0)"
 
 jobs = Table(
     "jobs",
     metadata,
-    Column("id", _Id, primary_key=True),
-    _tenant(),
-    Column("key_id", _Id),  # of the API key that handed it in, if one did
+    Column("id", Id, primary_key=True),
+    tenant_column(),
+    Column("key_id", Id),  # of the API key that handed it in, if one did
     Column("kind", String(32), nullable=False),
     Column("status", String(16), nullable=False),
     Column("priority", String(16), nullable=False),
@@ -79,22 +48,15 @@ jobs = Table(
     Column("model_fingerprint", String(128)),
     Column("collection", String(64)),
     Column("tag", String(256)),
-    Column("input", _Json, nullable=False),  # everything but the items, which the chunks carry
-    Column("metadata", _Json, nullable=False),
-    Column("webhook", _Json),  # url, events, and the seconds between two of progress
-    _count("total"),
-    _count("succeeded"),
-    _count("failed"),
-    _count("chunks_queued"),
-    _count("chunks_running"),
-    _count("chunks_succeeded"),
-    _count("chunks_dead"),
-    _count("chunks_canceled"),
-    _count("chunks_expired"),
-    _count("version"),  # raised by every change a client can see: the ETag
-    Column("error", _Json),
+    Column("input", Json, nullable=False),  # everything but the items, which the chunks carry
+    Column("metadata", Json, nullable=False),
+    Column("webhook", Json),  # url, events, and the seconds between two of progress
+    *map(count_column, ("total", "succeeded", "failed", "chunks_queued", "chunks_running", "chunks_succeeded")),
+    *map(count_column, ("chunks_dead", "chunks_canceled", "chunks_expired")),
+    count_column("version"),  # raised by every change a client can see: the ETag
+    Column("error", Json),
     Column("idempotency_key", String(255)),
-    Column("request_sha256", _Sha256),
+    Column("request_sha256", Sha256),
     Column("created_at", Double, nullable=False),
     Column("started_at", Double),
     Column("finished_at", Double),
@@ -104,7 +66,7 @@ jobs = Table(
     Column("active_deadline_s", Double),
     Column("retention_s", Double, nullable=False),
     Column("expires_at", Double),
-    _count("size_bytes"),  # of what came with it, for the quota of bytes
+    count_column("size_bytes"),  # of what came with it, for the quota of bytes
     Column("deleted_at", Double),  # nobody sees it any more; its rows go step by step (`revln.db.retention`)
     Column("accepted", BigInteger),  # its place among the tenant's jobs that change a collection
     Index("uq_jobs_tenant_idempotency_key", "tenant", "idempotency_key", unique=True),
@@ -113,7 +75,7 @@ jobs = Table(
     Index("ix_jobs_expires_at", "expires_at"),
     Index("ix_jobs_deleted_at", "deleted_at"),
     # Small: of what may still write into its collection, now or after a retry (`revln.db.collections.order`).
-    Index("ix_jobs_tenant_collection_accepted", "tenant", "collection", "accepted", **_where(MAY_STILL_WRITE)),
+    Index("ix_jobs_tenant_collection_accepted", "tenant", "collection", "accepted", **where(MAY_STILL_WRITE)),
 )
 
 # How many jobs that change a collection were accepted, of each tenant: the last one's ``accepted``.
@@ -121,18 +83,18 @@ accepted_changes = Table(
     "accepted_changes",
     metadata,
     Column("tenant", String(64), primary_key=True),
-    _count("last"),
+    count_column("last"),
 )
 
 chunks = Table(
     "chunks",
     metadata,
-    Column("job_id", _Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("job_id", Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Column("number", Integer, primary_key=True),
     Column("state", String(16), nullable=False),
     Column("queue", String(64), nullable=False),
-    _tenant(),
-    _count("turn"),  # in its queue: `revln.db.jobs.turns`
+    tenant_column(),
+    count_column("turn"),  # in its queue: `revln.db.jobs.turns`
     Column("attempt", Integer, nullable=False, server_default=text("0")),  # the fencing token
     Column("max_attempts", Integer, nullable=False),
     Column("crash_count", Integer, nullable=False, server_default=text("0")),
@@ -142,17 +104,17 @@ chunks = Table(
     Column("published_at", Double),
     Column("first_index", BigInteger, nullable=False),
     Column("n_items", Integer, nullable=False),
-    Column("items", _Json),  # inline items; else a byte range of the job's manifest
+    Column("items", Json),  # inline items; else a byte range of the job's manifest
     Column("source_offset", BigInteger),
     Column("source_length", BigInteger),
-    _count("succeeded"),
-    _count("failed"),
-    Column("error", _Json),
+    count_column("succeeded"),
+    count_column("failed"),
+    Column("error", Json),
     Column("started_at", Double),
     Column("finished_at", Double),
     # Of what is queued alone: small however much has been done, and in the order in which it is done.
-    Index("ix_chunks_queue_turn", "queue", "turn", "job_id", "number", **_where("state = 'queued'")),
-    Index("ix_chunks_queue_tenant_turn", "queue", "tenant", "turn", **_where("state = 'queued'")),
+    Index("ix_chunks_queue_turn", "queue", "turn", "job_id", "number", **where("state = 'queued'")),
+    Index("ix_chunks_queue_tenant_turn", "queue", "tenant", "turn", **where("state = 'queued'")),
     Index("ix_chunks_state_lease_until", "state", "lease_until"),
     Index("ix_chunks_finished_at", "finished_at"),
 )
@@ -160,12 +122,12 @@ chunks = Table(
 results = Table(
     "results",
     metadata,
-    Column("job_id", _Id, primary_key=True),
+    Column("job_id", Id, primary_key=True),
     Column("number", Integer, primary_key=True),
     Column("attempt", Integer, nullable=False),
     Column("first_index", BigInteger, nullable=False),
     Column("n_items", Integer, nullable=False),
-    Column("items", _Json, nullable=False),
+    Column("items", Json, nullable=False),
     Column("vectors", LargeBinary),  # (items with a vector, D) float32, little-endian, in the items' order
     ForeignKeyConstraint(["job_id", "number"], ["chunks.job_id", "chunks.number"], ondelete="CASCADE"),
     Index("ix_results_job_id_first_index", "job_id", "first_index"),
@@ -175,9 +137,9 @@ events = Table(
     "events",
     metadata,
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
-    Column("job_id", _Id, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("job_id", Id, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
     Column("type", String(32), nullable=False),
-    Column("data", _Json, nullable=False),
+    Column("data", Json, nullable=False),
     Column("created_at", Double, nullable=False),
     Index("ix_events_job_id_id", "job_id", "id"),
 )
@@ -188,12 +150,12 @@ deliveries = Table(
     "deliveries",
     metadata,
     Column("id", String(40), primary_key=True),  # the webhook-id, the same at every attempt
-    _tenant(),
-    Column("job_id", _Id),  # no foreign key: the end of a job that is kept for a second is told all the same
+    tenant_column(),
+    Column("job_id", Id),  # no foreign key: the end of a job that is kept for a second is told all the same
     Column("type", String(32), nullable=False),
     Column("url", Text, nullable=False),
     Column("lane", String(352), nullable=False),  # the tenant and the URL's scheme, host and port
-    Column("data", _Json, nullable=False),
+    Column("data", Json, nullable=False),
     Column("state", String(16), nullable=False),  # pending | delivered | failed | disabled
     Column("attempts", Integer, nullable=False, server_default=text("0")),  # the fencing token
     Column("earlier_attempts", Integer, nullable=False, server_default=text("0")),  # those before the last replay
@@ -233,7 +195,7 @@ disabled_webhooks = Table(  # URLs that answered 410: they want no more
     "disabled_webhooks",
     metadata,
     Column("tenant", String(64), primary_key=True),
-    Column("url_sha256", _Sha256, primary_key=True),
+    Column("url_sha256", Sha256, primary_key=True),
     Column("disabled_at", Double, nullable=False),
 )
 
@@ -250,20 +212,20 @@ embeddings = Table(
 collections = Table(
     "collections",
     metadata,
-    Column("id", _Id, primary_key=True),  # a collection made again under an old name is another collection
-    _tenant(),
+    Column("id", Id, primary_key=True),  # a collection made again under an old name is another collection
+    tenant_column(),
     Column("name", String(64), nullable=False),
     Column("model", String(128), nullable=False),
     Column("model_fingerprint", String(128), nullable=False),
     Column("dim", Integer, nullable=False),
-    _count("head_seq"),
-    _count("blanked_seq"),  # how far replaced rows have been: revln/db/collections/blanking.py
-    _count("count"),
-    Column("metadata", _Json, nullable=False),
+    count_column("head_seq"),
+    count_column("blanked_seq"),  # how far replaced rows have been: revln/db/collections/blanking.py
+    count_column("count"),
+    Column("metadata", Json, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("updated_at", Double, nullable=False),
-    Column("snapshot_id", _Id),  # the one that workers load; none: they replay the log from its beginning
-    Column("shadow_of", _Id),  # of a generation that does not serve (revln.db.collections.generations): whose it is
+    Column("snapshot_id", Id),  # the one that workers load; none: they replay the log from its beginning
+    Column("shadow_of", Id),  # of a generation that does not serve (revln.db.collections.generations): whose it is
     Column("shadow_role", String(16)),
     Column("shadow_seq", BigInteger),  # the row of that one's log up to which it has followed
     Index("uq_collections_tenant_name", "tenant", "name", unique=True),
@@ -272,17 +234,17 @@ collections = Table(
 snapshots = Table(
     "snapshots",
     metadata,
-    Column("id", _Id, primary_key=True),  # in the order in which they were begun; also what fences their builder
-    Column("collection_id", _Id, ForeignKey("collections.id", ondelete="CASCADE"), nullable=False),
+    Column("id", Id, primary_key=True),  # in the order in which they were begun; also what fences their builder
+    Column("collection_id", Id, ForeignKey("collections.id", ondelete="CASCADE"), nullable=False),
     Column("state", String(16), nullable=False),  # building | ready | damaged
     Column("owner", String(128), nullable=False),  # the job that builds it
     Column("lease_until", Double),
     Column("type", String(16)),
     Column("factory", String(128)),  # in faiss's language
-    Column("parameters", _Json),  # how widely it is searched
+    Column("parameters", Json),  # how widely it is searched
     Column("up_to_seq", BigInteger),
     Column("count", BigInteger),
-    Column("sha256", _Sha256),  # of its file in the blob store
+    Column("sha256", Sha256),  # of its file in the blob store
     Column("size_bytes", BigInteger),
     Column("recall", Double),  # recall@10 of held-out vectors, against exact search
     Column("qps", Double),  # single queries a second, on the machine that built it
@@ -296,7 +258,7 @@ snapshots = Table(
 retired_collections = Table(  # whose vectors and items are still to be removed: revln/db/retention.py
     "retired_collections",
     metadata,
-    Column("id", _Id, primary_key=True),
+    Column("id", Id, primary_key=True),
     Column("retired_at", Double, nullable=False),
 )
 
@@ -304,7 +266,7 @@ retired_collections = Table(  # whose vectors and items are still to be removed:
 vectors = Table(
     "vectors",
     metadata,
-    Column("collection_id", _Id, primary_key=True),
+    Column("collection_id", Id, primary_key=True),
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
     Column("op", String(8), nullable=False),  # upsert | delete
     Column("item_id", String(512), nullable=False),
@@ -312,26 +274,26 @@ vectors = Table(
     Column("content_key", String(80)),
     Column("vector", LargeBinary),  # (D,) float32, little-endian, unit norm
     Column("text", Text),
-    Column("metadata", _Json),
-    Column("image_sha256", _Sha256),
+    Column("metadata", Json),
+    Column("image_sha256", Sha256),
     Column("created_at", Double, nullable=False),
-    Index("ix_vectors_image_sha256", "image_sha256", **_where("image_sha256 IS NOT NULL")),
+    Index("ix_vectors_image_sha256", "image_sha256", **where("image_sha256 IS NOT NULL")),
 )
 
 items = Table(
     "items",
     metadata,
-    Column("collection_id", _Id, primary_key=True),
+    Column("collection_id", Id, primary_key=True),
     Column("item_id", String(512), primary_key=True),
     Column("seq", BigInteger, nullable=False),  # the live row of the log
-    _count("position"),  # of the change that made it so: revln/db/collections/order.py
+    count_column("position"),  # of the change that made it so: revln/db/collections/order.py
 )
 
 # Of items that are gone: a change accepted before this one must not bring them back. Kept while there may be one.
 tombstones = Table(
     "tombstones",
     metadata,
-    Column("collection_id", _Id, primary_key=True),
+    Column("collection_id", Id, primary_key=True),
     Column("item_id", String(512), primary_key=True),
     Column("position", BigInteger, nullable=False),
     Index("ix_tombstones_collection_id_position", "collection_id", "position"),
@@ -341,9 +303,9 @@ tombstones = Table(
 filter_deletes = Table(
     "filter_deletes",
     metadata,
-    Column("collection_id", _Id, primary_key=True),
+    Column("collection_id", Id, primary_key=True),
     Column("accepted", BigInteger, primary_key=True, autoincrement=False),
-    Column("filter", _Json, nullable=False),
+    Column("filter", Json, nullable=False),
 )
 
 # What was uploaded, by whom. The bytes are stored once, whoever brings them; without a row here they are not there.
@@ -351,7 +313,7 @@ uploads = Table(
     "uploads",
     metadata,
     Column("tenant", String(64), primary_key=True),
-    Column("sha256", _Sha256, primary_key=True),
+    Column("sha256", Sha256, primary_key=True),
     Column("kind", String(16), primary_key=True),  # image | manifest
     Column("size_bytes", BigInteger, nullable=False),
     Column("created_at", Double, nullable=False),
@@ -363,9 +325,9 @@ uploads = Table(
 job_uploads = Table(  # what a job names of its tenant's, written with it: revln/db/uploads/removal.py
     "job_uploads",
     metadata,
-    Column("job_id", _Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("job_id", Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Column("kind", String(16), primary_key=True),
-    Column("sha256", _Sha256, primary_key=True),
+    Column("sha256", Sha256, primary_key=True),
     Index("ix_job_uploads_sha256", "sha256"),
 )
 
@@ -375,8 +337,8 @@ usage = Table(
     metadata,
     Column("tenant", String(64), primary_key=True),
     Column("key_id", String(36), primary_key=True),  # "": without a key
-    _count("queued_items"),
-    _count("queued_bytes"),
+    count_column("queued_items"),
+    count_column("queued_bytes"),
 )
 
 tenants = Table(
@@ -389,11 +351,11 @@ tenants = Table(
 api_keys = Table(
     "api_keys",
     metadata,
-    Column("id", _Id, primary_key=True),  # the middle of rvl_<id>_<secret>
+    Column("id", Id, primary_key=True),  # the middle of rvl_<id>_<secret>
     Column("tenant", String(64), nullable=False),
     Column("name", String(128), nullable=False),
-    Column("sha256", _Sha256, nullable=False),  # of the secret, which is kept nowhere
-    Column("scopes", _Json, nullable=False),  # some of submit, read, admin
+    Column("sha256", Sha256, nullable=False),  # of the secret, which is kept nowhere
+    Column("scopes", Json, nullable=False),  # some of submit, read, admin
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double),
     Column("revoked_at", Double),
@@ -434,7 +396,7 @@ installation = Table(
     "installation",
     metadata,
     Column("number", Integer, primary_key=True, autoincrement=False),  # 1
-    Column("id", _Id, nullable=False),
+    Column("id", Id, nullable=False),
 )
 
 workers = Table(
@@ -443,9 +405,9 @@ workers = Table(
     Column("id", String(128), primary_key=True),
     Column("host", String(255), nullable=False),
     Column("pid", Integer, nullable=False),
-    Column("queues", _Json, nullable=False),
+    Column("queues", Json, nullable=False),
     Column("device", String(32), nullable=False),
-    Column("models", _Json, nullable=False),  # the loaded ones
+    Column("models", Json, nullable=False),  # the loaded ones
     Column("started_at", Double, nullable=False),
     Column("heartbeat_at", Double, nullable=False),
     Column("heard_at", Double),  # its own last message that came back to it through Redis

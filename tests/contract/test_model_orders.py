@@ -67,7 +67,7 @@ def test_every_worker_carries_an_order_out_once(db: Database, worker: Worker) ->
     for each in (worker, other):
         each.carry_out()
         assert each.shows() == {"a": ("loaded", 1)}
-    worker.models.pool.unload("a")  # as another model's load may do
+    worker.models.unload("a")  # as another model's load may do
     worker.orders.look()
     assert worker.shows() == {"a": ("unloaded", 1)}, "an old order does not bring it back"
     place_order(db, "a", "unload", OWNER)
@@ -90,7 +90,7 @@ def test_an_order_that_fails_shows_why_and_the_next_one_is_carried_out(db: Datab
     worker.orders.look()
     place_order(db, "a", "load", OWNER)
     worker.carry_out()
-    (row,) = worker.models.pool.describe()
+    (row,) = worker.models.describe()
     assert (row["state"], row["order"], row["error"]["detail"]) == ("failed", 1, "no weights")
     del worker.loader.fails["a"]
     place_order(db, "a", "load", OWNER)
