@@ -21,6 +21,7 @@ from revln.db.collections.collections import Collection, create_collection, get_
 from revln.db.collections.generations import begin_generation, changes_after, follow, lock_heads, swap
 from revln.db.collections.items import begin_delete, delete_matching
 from revln.db.collections.log import LogEntry, append_log
+from revln.db.collections.matching import matching_seqs
 from revln.db.collections.order import position_of, prune_order
 from revln.db.engine import Database
 from revln.db.jobs.changes import cancel_job, retry_job
@@ -81,11 +82,10 @@ class Ledger:
         if kind == "filter":
             with self.db.write() as connection:
                 head = begin_delete(connection, collection.id, job.accepted, what)
-            after = 0
-            while after < head:
-                with self.db.write() as connection:
-                    wanted = parse_filter(what)
-                    after = delete_matching(connection, collection.id, wanted, after, head, 1, job.accepted).last_seq
+            for found, _ in matching_seqs(self.db, collection.id, parse_filter(what), 0, head):
+                for seq in found.tolist():
+                    with self.db.write() as connection:
+                        delete_matching(connection, collection.id, [seq], job.accepted)
 
         def write(connection: Connection) -> ChunkResult:
             if kind != "filter":

@@ -93,7 +93,8 @@ def append_log(
             gone.pop(item_id, None)
             if swept or early:
                 gone[item_id] = entry.position
-        if replaced is None and (swept or (entry.op == "delete" and not early)):
+        on_its_way = early and order.open_before(entry.position)
+        if replaced is None and (swept or (entry.op == "delete" and not on_its_way)):
             seqs.append(SUPERSEDED if swept else None)
             continue
         seq += 1
@@ -140,7 +141,7 @@ def _order(
     positions = {item_id: position for item_id, _, position in found}
     placed = [entry.position for entry in ordered if entry.position is not None]
     if not placed:
-        return before, Order(positions, [], None)
+        return before, Order(positions, [], None, None)
     return before, read_order(connection, collection_id, positions, list(item_ids), min(placed))
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, exists, func, or_, select, text
+from sqlalchemy import Connection, delete, exists, func, or_, select, text, true
 
 from revln.db import bulk, tables
 from revln.db.engine import Database
@@ -46,6 +46,7 @@ class Order:
     positions: dict[str, int]  # of each item's last change
     filters: list[tuple[int, Filter]]  # begun, by the position before which they take all
     may_write_from: int | None  # the position of the earliest job that may still write; None: there is none
+    open_from: int | None  # that of the earliest one that has not ended
 
     def superseded(self, item_id: str, position: int | None) -> bool:
         return position is not None and position < self.positions.get(item_id, 0)
@@ -57,10 +58,16 @@ class Order:
         )
 
     def others_before(self, position: int | None) -> bool:
-        """Whether another job, accepted before the one of this position, may still write."""
-        return position is not None and self.may_write_from is not None and (
-            self.may_write_from < position - position % _PLACES
-        )  # fmt: skip
+        """Tell whether another job, accepted before the one of this position, may still write, after a retry too."""
+        return _is_before(self.may_write_from, position)
+
+    def open_before(self, position: int | None) -> bool:
+        """Tell whether such a job has not ended: an item that is not there may be on its way."""
+        return _is_before(self.open_from, position)
+
+
+def _is_before(first: int | None, position: int | None) -> bool:
+    return position is not None and first is not None and first < position - position % _PLACES
 
 
 def read_order(
@@ -75,13 +82,15 @@ def read_order(
         positions[item_id] = max(position, positions.get(item_id, 0))
     begun = select(_F.accepted, _F.filter).where(_F.collection_id == collection_id, _F.accepted > first // _PLACES)
     filters = [(row.accepted * _PLACES, parse_filter(row.filter)) for row in connection.execute(begun)]
-    return Order(positions, filters, _may_write_from(connection, collection_id))
+    may_write, is_open = (_may_write_from(connection, collection_id, only_open=only) for only in (False, True))
+    return Order(positions, filters, may_write, is_open)
 
 
-def _may_write_from(connection: Connection, collection_id: str) -> int | None:
+def _may_write_from(connection: Connection, collection_id: str, *, only_open: bool = False) -> int | None:
     accepted = connection.scalar(
         select(func.min(_J.accepted)).where(
             text(tables.MAY_STILL_WRITE),
+            _J.finished_at.is_(None) if only_open else true(),
             _J.tenant == select(_C.tenant).where(_C.id == collection_id).scalar_subquery(),
             _J.collection == select(_C.name).where(_C.id == collection_id).scalar_subquery(),
         )
