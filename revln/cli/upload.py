@@ -62,7 +62,8 @@ def upload(paths: tuple[Path, ...], manifest: bool, url: str | None, as_json: bo
             if as_json:
                 print_json(stored)
             else:
-                click.echo(f"{stored['sha256']}  {file}  {stored['width']}×{stored['height']}")
+                named = str(file).encode("utf-8", "backslashreplace").decode()  # a name need not be UTF-8
+                click.echo(f"{stored['sha256']}  {named}  {stored['width']}×{stored['height']}")
         if manifest and items:
             stored = client.upload_manifest([json.dumps(item).encode() + b"\n" for item in items])
             if as_json:

@@ -26,7 +26,7 @@ def test_a_folder_becomes_a_manifest_and_the_manifest_one_job(stack: Stack, albu
     run = CliRunner().invoke(upload, [str(album), "--manifest", "--url", stack.url], standalone_mode=False)
     assert run.exception is None, run.output
     assert run.return_value == 0
-    *lines, last = run.output.splitlines()
+    *lines, last = run.stdout.splitlines()
     assert len(lines) == 3
     assert last.endswith("manifest of 3 pictures")
     stack.http.put("/v1/collections/album", json={})
