@@ -159,5 +159,5 @@ def test_two_prefixes_beside_each_other_and_a_third_installation_under_one_of_th
 
 
 def _works(stack: Stack) -> None:
-    job = stack.client.submit("embed", [{"text": "a dog"}], wait_s=30)
+    job = stack.client.submit("embed", {"items": [{"text": "a dog"}]}, wait_s=30)
     assert stack.client.wait(job["id"], DEADLINE_S)["status"] == "succeeded"

@@ -25,7 +25,7 @@ def test_a_toy_kind_is_cut_run_and_shown_as_it_is_declared(answers: dict[str, An
     job = answers["length"]
     assert (job["kind"], job["status"], job["counts"]["succeeded"]) == ("length", "succeeded", 3)
     assert [item["length"] for item in job["result"]["items"]] == ["1 letters", "22 letters", "333 letters"]
-    assert set(job["result"]) == {"items", "total"}
+    assert set(job["result"]) == {"items", "total", "next_offset"}
 
 
 def test_a_toy_operation_writes_a_report_of_its_own_length(answers: dict[str, Any]) -> None:
