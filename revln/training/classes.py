@@ -52,7 +52,7 @@ def read_classes(path: Path, backbone: Mapping[str, Tensor] | None) -> Classes:
     if backbone is None or key is None:
         raise ValidationFailed("--classes needs a --backbone with its classifier; leave it out, or give another one")
     weight, bias = (backbone[f"{key}.{part}"].float() for part in ("weight", "bias"))
-    if lines[0] == _NOTHING:
+    if lines[:1] == [_NOTHING]:
         weight, bias = (part[1:] if len(part) == len(lines) else part for part in (weight, bias))
         lines = lines[1:]
     if len(lines) != len(weight):

@@ -98,7 +98,7 @@ class Kept:
     @torch.no_grad()
     def whole(self) -> Iterator[Tensor]:
         for at in batches_of(len(self.maps)):
-            yield self.places(torch.from_numpy(self.maps[at, 0]))
+            yield self.places(torch.from_numpy(np.array(self.maps[at, 0])))  # a mapped file is read-only
 
     @torch.inference_mode()
     def vectors(self, mirror: bool) -> npt.NDArray[np.float32]:  # noqa: ARG002 (no mirror images are kept)
@@ -144,7 +144,7 @@ def keep_bottom(
         for at in tracked(batches_of(len(images)), f"{views + 1} views"):
             out[at, 0] = bottom(whole(images[at], device)).half().cpu().numpy()
             for v in range(views):
-                view = augment.draw(rng_of(_VIEWS, v, at.start), images[at], mirror[at])
+                view = augment.draw(rng_of(_VIEWS, v, at.start), np.array(images[at]), mirror[at])
                 out[at, v + 1] = bottom(augment(view, device)).half().cpu().numpy()
 
     name = hashlib.sha256(json.dumps([*of, augment.colour]).encode()).hexdigest()[:16]

@@ -54,6 +54,9 @@ def test_the_backbones_own_classes_are_read_with_their_names(tmp_path: Path) -> 
     found = class_chances(classes, iter([maps]), ["2", "pictures"], tmp_path)
     assert found.argmax(axis=1).tolist() == [0, 1]
     assert found.sum(axis=1) == pytest.approx([1, 1], abs=1e-3)
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(ValidationFailed, match="names 0 classes, and the backbone has 3; give its own"):
+        read_classes(tmp_path / "empty.txt", {"_fc.weight": weight, "_fc.bias": torch.zeros(3)})
     released = read_classes(path, {"_fc.weight": weight[:2], "_fc.bias": torch.zeros(2)})
     assert released.names == classes.names
     with pytest.raises(ValidationFailed, match="names 2 classes, and the backbone has 5; give its own"):
