@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,16 @@ def finished(model: Model, operation: Operation, raw: Any) -> Any:
     result = model.finish(operation, raw)
     wrong = _wrong_caption(result) if operation is Operation.CAPTION else _wrong_vector(result, model.info.dim)
     if wrong is None:
-        return result
+        return _storable(result) if operation is Operation.CAPTION else result
     return ItemError(
         f"Model {model.info.name} ({model.dtype} on {model.device}) {wrong}. Send another item; if all end like "
         'this, serve it with "dtype": "float32", or fetch its files again.'
     )
+
+
+def _storable(captions: tuple[Caption, ...]) -> tuple[Caption, ...]:
+    """Put U+FFFD in the place of U+0000, which a byte-level tokenizer can give and PostgreSQL does not keep."""
+    return tuple(replace(one, text=one.text.replace("\0", "\ufffd")) for one in captions)
 
 
 def _wrong_vector(result: Any, dim: int | None) -> str | None:
