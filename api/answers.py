@@ -311,6 +311,7 @@ class ModelAnswer(_Answer):
     prompts: PromptsAnswer | None = Field(None, description="Of a sentence encoder.")
     parameters: int | None = None
     license: str | None = None
+    has_confidence: bool | None = Field(None, description="Its captions say how likely they are right.")
     loaded: bool | None = None
     workers: list[ModelInWorker] | None = None
     error: ItemFailure | None = None

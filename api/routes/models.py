@@ -88,6 +88,7 @@ def _view(state: ApiState, name: str, workers: list[dict[str, Any]]) -> dict[str
         "prompts": {"query": info.prompts.query, "document": info.prompts.document} if info.prompts else None,
         "parameters": info.parameters,
         "license": info.license,
+        "has_confidence": info.has_confidence,
         "loaded": any(model.get("device") for model in here),
         "workers": here,
     }
