@@ -28,6 +28,8 @@ _SAID = (
     "text_tokens",
     "caption_no_repeat_ngram_size",
     "caption_cosine",
+    "caption_confidence",
+    "evidence_levels",
     "max_evidence",
     "evidence_tokens",
     "prefix_tokens",

@@ -318,7 +318,7 @@ def test_a_teacher_sees_the_students_view_and_reads_each_caption_once(
     scale = found[0, 0] / cosine[0, 0]
     assert scale > 0
     torch.testing.assert_close(found, scale * cosine, atol=1e-4, rtol=1e-4)
-    assert torch.equal(teacher.answers(view, asked).pictures, found)
+    assert torch.equal(teacher.answers(view, asked), found)
     assert calls == [(Operation.EMBED_IMAGE, 1), (Operation.EMBED_TEXT, 2), (Operation.EMBED_IMAGE, 1)]
 
 

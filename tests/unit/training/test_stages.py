@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from revln.cli.train import train
 from revln.models.base import Operation
+from revln.models.revln.captioning import CONFIDENCE_FEATURES
 from revln.models.revln.model import load
 from revln.training.progress import Progress
 from tests.tiny_models import save_sentence
@@ -54,7 +55,7 @@ def test_the_average_of_a_stage_of_many_steps_goes_further_back(tmp_path: Path, 
 def test_a_run_learns_from_captions_labels_and_texts_in_this_order(whole: Path) -> None:
     assert stages_of(whole) == ["text", "joint", "language", "caption"]
     config = json.loads((whole / "config.json").read_text())
-    assert len(config["caption_confidence"]) == 5
+    assert len(config["caption_confidence"]) == 1 + len(CONFIDENCE_FEATURES)
     assert config["evidence_levels"] == sorted(config["evidence_levels"])
     assert set(config["match_min_score"]) == {"text", "image"}
     model = load("tiny", whole, "cpu")
