@@ -13,8 +13,10 @@ from celery.signals import worker_shutting_down
 from redis.exceptions import RedisError
 
 from revln.broker import CANARY_QUEUE, CANARY_TASK, make_celery, task_name
+from revln.db.engine import Database
 from revln.db.migrate import require_tables
 from revln.errors import RevlnError, SettingsError, Unavailable
+from revln.installation import Installation
 from revln.jobs.kinds import KINDS, all_queues
 from revln.models.memory import keep_freed_memory
 from revln.redis_clients import RedisNames, connect_redis
@@ -38,9 +40,8 @@ def run(settings: Settings) -> int:
     warnings.filterwarnings("ignore", category=SecurityWarning)
     queues = choose_queues(settings.queues)
     require_tables(settings)
+    require_redis(settings)
     runtime = Runtime(settings, queues)
-    with contextlib.suppress(RedisError, Unavailable):  # one that is away is asked by the canary, when it is back
-        runtime.dispatcher.claim()
     app = make_celery(settings)
     app.conf.task_queues.append(echo_queue(runtime.worker_id))
     _register(app, runtime)
@@ -68,6 +69,13 @@ def run(settings: Settings) -> int:
     worker.start()
     runtime.stop()
     return int(worker.exitcode or 0)
+
+
+def require_redis(settings: Settings) -> None:
+    """Raise SettingsError if Redis is another installation's; of one that is away, the canary finds it out later."""
+    database, away = Database(settings.resolved_database_url), contextlib.suppress(RedisError, Unavailable)
+    with contextlib.closing(database), connect_redis(settings) as client, away:
+        Installation(settings, database).claim(client)
 
 
 def choose_queues(wanted: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -21,7 +20,7 @@ from revln.jobs.kinds import all_queues
 from tests.builders import make_job
 from tests.stack import DEADLINE_S, Stack, running
 from worker.health.echo import Canary
-from worker.main import _register
+from worker.main import _register, require_redis, run
 from worker.models import loading
 from worker.runtime import Runtime
 
@@ -93,6 +92,18 @@ def test_messages_are_not_published_to_another_installations_workers(
         assert second.dispatch("embed.normal") == 1
 
 
+def test_a_worker_does_not_start_on_another_installations_redis(
+    two: tuple[Stack, Stack], databases: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.main.configure_logging", lambda _: None)
+    Installation(two[0].settings, databases[0]).claim(two[0].redis)
+    with pytest.raises(SettingsError, match=SAYS):
+        run(two[1].settings)
+    require_redis(two[0].settings)
+    two[0].kill("redis")
+    require_redis(two[1].settings)  # nobody knows yet
+
+
 def test_a_worker_that_finds_another_installation_on_its_redis_ends_itself(
     two: tuple[Stack, Stack], databases: tuple[Database, Database]
 ) -> None:
@@ -129,19 +140,16 @@ def test_a_worker_does_not_vouch_for_another_installation(
     app.close()
 
 
-def test_two_prefixes_beside_each_other_and_a_third_installation_under_one_of_them(
-    tmp_path: Path, small_checkpoint: Path
-) -> None:
-    given = {"models": json.dumps({"revln-tiny": {"source": str(small_checkpoint)}})}
+def test_two_prefixes_beside_each_other_and_a_third_installation_under_one_of_them(tmp_path: Path) -> None:
     with ExitStack() as opened:
         (tmp_path / "a").mkdir()
-        first = opened.enter_context(running(Stack(tmp_path / "a", redis_prefix="a:", **given)))
-        given["redis_url"] = first.settings.resolved_redis_url
-        second, third = (_stack(tmp_path / name, redis_prefix=f"{at}:", **given) for name, at in ("bb", "ca"))
+        first = opened.enter_context(running(Stack(tmp_path / "a", redis_prefix="a:")))
+        url = first.settings.resolved_redis_url
+        second, third = (_stack(tmp_path / name, redis_prefix=f"{at}:", redis_url=url) for name, at in ("bb", "ca"))
         for stack in (second, third):
             opened.callback(stack.stop)
-            stack.start_api()
             stack.start_worker()
+            stack.start_api()
         second.wait_ready()
         _works(first)
         _works(second)
