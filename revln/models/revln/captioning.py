@@ -128,18 +128,22 @@ def candidates(
     options = batch[0].options
     vectors = net.image.embed(places)  # (B, D)
     known = _known(net, config, tokenizer, vectors, [item.evidence for item in batch])
-    prompts = [[*_prompt(config, tokenizer, near), *item.prefix] for near, item in zip(known, batch, strict=True)]
+    prompts = [[*_prompt(config, tokenizer, one), *item.prefix] for one, item in zip(known, batch, strict=True)]
     seen = net.captioner.look(places, vectors)
     beams = max(options.num_beams, options.num_captions)
     asked = replace(options, num_captions=beams) if _is_ranked(config, options) else options
     rows = [Row(prompt, len(item.prefix), item.seed) for prompt, item in zip(prompts, batch, strict=True)]
     written = net.captioner.generate(seen, rows, asked)
     told: list[list[_Told]] = [[(one.ids, one.log_prob, None) for one in row] for row in written]
-    # A sampled caption is to be the decoder's own.
-    if config.caption_confidence is not None and options.temperature == 0:
-        for item, row, more in zip(batch, told, _as_told(net, seen, prompts, known, options), strict=True):
-            if not item.prefix:
-                row.extend(more)
+    # What is not ranked is the decoder's own: a sample, or the one greedy caption.
+    if config.caption_confidence is not None and _is_ranked(config, options):
+        # No retrieved caption continues what a user began.
+        near = [
+            () if item.prefix else tuple(zip(one.told, one.ids, strict=True))
+            for item, one in zip(batch, known, strict=True)
+        ]
+        for row, more in zip(told, _as_told(net, seen, prompts, near, options), strict=True):
+            row.extend(more)
     flat = [(i, *one) for i, row in enumerate(told) for one in row]
     texts = _embed(net, config, tokenizer, [[*batch[i].prefix, *ids] for i, ids, *_ in flat])
     out: list[list[Candidate]] = [[] for _ in batch]
@@ -210,17 +214,17 @@ def _as_told(
     net: RevlnNet,
     seen: Tensor,
     prompts: Sequence[Sequence[int]],
-    known: Sequence[_Known],
+    near: Sequence[Sequence[tuple[Evidence, tuple[int, ...]]]],
     options: CaptionOptions,
 ) -> list[list[_Told]]:
     """Return the retrieved captions of a length that was asked for, with their log-probability after the prompt."""
     told = [
         (i, ids, one.score)
-        for i, near in enumerate(known)
-        for one, ids in zip(near.told, near.ids, strict=True)
+        for i, several in enumerate(near)
+        for one, ids in several
         if max(1, options.min_new_tokens) <= len(ids) <= options.max_new_tokens
     ]
-    out: list[list[_Told]] = [[] for _ in known]
+    out: list[list[_Told]] = [[] for _ in near]
     if told:
         owner = torch.tensor([i for i, *_ in told], device=seen.device)
         likely = net.captioner.log_probs(seen[owner], [prompts[i] for i, *_ in told], [ids for _, ids, _ in told])
